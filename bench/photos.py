@@ -26,7 +26,7 @@ from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.encode import Target, store_array
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.interface.source import Sample
 
 QUALITY, NUM_CLASSES = 90, 100
 # Height, width and share. These are the two usual frames of cameras, upright and across, squares, and images

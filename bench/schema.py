@@ -36,7 +36,7 @@ import numpy as np
 import torch
 
 from fastpsl.engine.gpu import cpu_name
-from fastpsl.pipelines.data.dataset import Dataset, read_bytes
+from fastpsl.pipelines.interface.dataset import Dataset, read_bytes
 
 SCHEMA = 1
 Results = Mapping[str, dict[str, Any]]

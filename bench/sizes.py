@@ -58,7 +58,7 @@ from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.encode import Target, require_mode
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources.dataset_files import dataset_files
+from fastpsl.pipelines.readers.dataset_files import dataset_files
 
 Size = Literal["64", "160", "224", "256", "500", "originals"]
 

@@ -49,8 +49,8 @@ from fastpsl.engine.gpu import synchronise
 from fastpsl.engine.options import FoldName, GraphName
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.embedded.betons import sample_paths
 from fastpsl.pipelines.loader.augment import AugmentName
-from fastpsl.pipelines.sample.betons import sample_paths
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,14 +21,14 @@ from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.files.paths import FORMS, require_path
-from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.identity import not_compared, same_data
-from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.interface.dataset import Dataset
+from fastpsl.pipelines.interface.identity import not_compared, same_data
+from fastpsl.pipelines.interface.reading import PLAIN, Reading
 from fastpsl.pipelines.loader.augment import Augment, AugmentName, choose_augment
 from fastpsl.pipelines.loader.batch import Batch, checked_device
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, ViewSpec, center_view, require_views, train_view
 
 Inputs = Tensor | list[Tensor]

@@ -17,10 +17,10 @@ from fastpsl.evaluation.protocols import block_number
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.model import Model, load
 from fastpsl.models.backbone import check_size
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.open import OF_WEIGHTS, open_data
+from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.scripts.call import require_data, tensors_on_cpu, user_errors
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

@@ -24,9 +24,9 @@ from fastpsl.models.export import export
 from fastpsl.models.given import given
 from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.models.weights import Pretrained, sha256_of_tensors
-from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, read_image_file
+from fastpsl.pipelines.interface.dataset import BadImage
+from fastpsl.pipelines.interface.reading import Reading
 from fastpsl.pipelines.views import SHORTER_OF_SIZE, Input, center_view
 from fastpsl.scripts.call import tensors_on_cpu, user_errors
 

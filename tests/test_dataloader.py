@@ -27,10 +27,10 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.decoders.turbo import TurboDecoder
+from fastpsl.pipelines.embedded.betons import sample_paths
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.augment import AugmentName
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import jpeg, photo, photo_samples, write
 from tests.pipelines.written import tree

@@ -301,9 +301,11 @@ def test_an_editable_install_finds_the_recipes_of_its_checkout(tmp_path: Path) -
 def test_a_bare_checkout_is_imported_without_an_install(tmp_path: Path) -> None:
     """Covers a checkout with text files as links, as on file systems without links."""
     tree = with_text_files_as_links(copied_tree(tmp_path / "tree"))
-    code = "import fastpsl.kernels.draws, fastpsl.pipelines.data.dataset as module; print(module.__file__)"
+    code = (
+        "import fastpsl.kernels.draws, fastpsl.pipelines.interface.dataset as module; print(module.__file__)"
+    )
     printed = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tree))
-    assert printed.strip() == str(tree / "fastpsl" / "pipelines" / "data" / "dataset.py")
+    assert printed.strip() == str(tree / "fastpsl" / "pipelines" / "interface" / "dataset.py")
 
 
 FIND = """

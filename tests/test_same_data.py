@@ -28,11 +28,11 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import MARK, MARK_START
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.identity import parts_of, same_data
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.interface.identity import parts_of, same_data
+from fastpsl.pipelines.interface.source import Sample
 from fastpsl.tables.comparison import compare
 from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
 from tests.engine.test_trainer import tiny_experiment

@@ -17,7 +17,7 @@ from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step, commands_of, rea
 from bench.schema import environment, output_of
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.digest import sha256_of_file
-from fastpsl.pipelines.data.identity import all_same
+from fastpsl.pipelines.interface.identity import all_same
 
 Record = dict[str, Any]
 CONFIDENCE = 0.95

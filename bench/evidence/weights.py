@@ -33,7 +33,7 @@ from fastpsl.files.digest import sha256_of_file
 from fastpsl.models.export import export
 from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.models.weights import Pretrained, sha256_of_tensors
-from fastpsl.pipelines.data.identity import same_data
+from fastpsl.pipelines.interface.identity import same_data
 
 RULE = (
     "An arm has weights if its best block is above that of no training: by their differences, seed by seed, "

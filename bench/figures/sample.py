@@ -15,9 +15,9 @@ from fastpsl.engine.plan import Stage
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import read_bytes
+from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.interface.dataset import read_bytes
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.jigsaw import Jigsaw
 
 RECIPE, LEVEL = "simclr_r50", 3

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import MODE_RAW
+from fastpsl.pipelines.interface.dataset import MODE_RAW
 
 SHUFFLE = 1000  # samples in the shuffle buffers of DALI's reader and WebDataset, as in their examples
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels from 0 to 1

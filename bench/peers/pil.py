@@ -52,7 +52,7 @@ def dataset_file_batches(work: Work, num_views: int) -> Iterator[Views]:
     from PIL import Image
 
     from fastpsl.pipelines.beton.reader import Beton
-    from fastpsl.pipelines.data.dataset import MODE_RAW
+    from fastpsl.pipelines.interface.dataset import MODE_RAW
 
     data, crops = Beton(work.data), PilCrops(work, num_views)
 

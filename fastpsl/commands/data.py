@@ -17,7 +17,7 @@ from fastpsl.files.remote.address import is_remote
 if TYPE_CHECKING:
     from fastpsl.pipelines.beton.encode import Target
     from fastpsl.pipelines.beton.upload import StagedUpload
-    from fastpsl.pipelines.data.source import Source
+    from fastpsl.pipelines.interface.source import Source
 
 
 @contextlib.contextmanager
@@ -268,8 +268,8 @@ class Write(_Writing):
         from fastpsl.pipelines.beton.encode import Target, require_mode
         from fastpsl.pipelines.beton.upload import StagedUpload
         from fastpsl.pipelines.beton.write import max_bad_count, require_writable
-        from fastpsl.pipelines.data.reading import Reading, range_text
         from fastpsl.pipelines.datasets.measured import measure_source
+        from fastpsl.pipelines.interface.reading import Reading, range_text
 
         for name, value, low, high in (
             ("--short-side", self.short_side, 1, 65535),

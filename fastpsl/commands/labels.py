@@ -13,7 +13,7 @@ from fastpsl.commands.features import RUN_HELP, Block, ExtractionOptions
 if TYPE_CHECKING:
     import numpy as np
 
-    from fastpsl.pipelines.data.dataset import Dataset
+    from fastpsl.pipelines.interface.dataset import Dataset
 
 NUM_CLASSES = 70  # as in the paper for CIFAR-10 (SSL++, section V.E)
 PCA_WIDTH, SIZE_PX = 64, 32  # of k-means
@@ -116,9 +116,9 @@ class MakeLabels:
                 self._write(work.data, made.labels, num_clusters, made.made_by, made.configuration)
 
     def _of_no_network(self) -> None:
-        from fastpsl.pipelines.data.reading import Reading
         from fastpsl.pipelines.datasets.open import open_data
-        from fastpsl.pipelines.sample.betons import sample_paths
+        from fastpsl.pipelines.embedded.betons import sample_paths
+        from fastpsl.pipelines.interface.reading import Reading
         from fastpsl.tasks.pseudo_labels.baselines import make_labels
 
         num_classes = self.num_clusters

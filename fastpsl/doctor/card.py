@@ -43,10 +43,10 @@ from fastpsl.kernels.fused import fused_modules
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.decoders import dali
+from fastpsl.pipelines.embedded.patterns import draw_image
+from fastpsl.pipelines.interface.source import Sample
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sample.patterns import draw_image
 from fastpsl.pipelines.views import ViewSpec
 
 FORMAT = 1

@@ -52,11 +52,11 @@ from fastpsl.engine.stage_bench import StageBench
 from fastpsl.files.workers import usable_cores
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.decoders.choose import choose_decoder, fastest_step, reason_of
 from fastpsl.pipelines.decoders.codes import GOOD
 from fastpsl.pipelines.decoders.whole_images import decode_whole
+from fastpsl.pipelines.interface.dataset import Dataset, spread_indices
 from fastpsl.pipelines.loader.augment import AugmentName, choose_augment
 from fastpsl.pipelines.views import Crop, ViewSpec
 

@@ -31,14 +31,6 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.remote import remote_pages
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.dataset import (
-    MODE_JPEG,
-    MODE_RAW,
-    Dataset,
-    SampleTable,
-    spread_indices,
-)
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.decoders import dali, libffcv, resident
 from fastpsl.pipelines.decoders.choose import decoders_of, is_packed
@@ -46,9 +38,17 @@ from fastpsl.pipelines.decoders.dali import num_engines, nvjpeg_library, why_slo
 from fastpsl.pipelines.decoders.dali_pipeline import HW_DECODER_LOAD
 from fastpsl.pipelines.decoders.memory import pinned_empty
 from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.interface.dataset import (
+    MODE_JPEG,
+    MODE_RAW,
+    Dataset,
+    SampleTable,
+    spread_indices,
+)
+from fastpsl.pipelines.interface.source import Sample
 from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
-from fastpsl.pipelines.sources.dataset_files import stored_image
+from fastpsl.pipelines.readers.dataset_files import stored_image
 from fastpsl.pipelines.views import ViewSpec, short_side_px
 
 # Training never reaches these epochs, so that its most recent reads do not favour this measurement.

@@ -24,7 +24,7 @@ from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule
 from fastpsl.kernels.normalise import joined
 from fastpsl.models.backbone import Backbone, check_size
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 

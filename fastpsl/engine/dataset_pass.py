@@ -31,7 +31,7 @@ from fastpsl.files.json_records import NoRecord, read_bytes
 from fastpsl.files.system_errors import input_errors, raise_of_the_system
 from fastpsl.files.untrusted import open_npz
 from fastpsl.models.weights import sha256_of_tensors
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec

@@ -34,7 +34,7 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.names import BACKBONES, is_timm
 from fastpsl.models.own_backbone import OwnBackbone
-from fastpsl.pipelines.data.dataset import Dataset, all_labelled, require_labels, require_same_classes
+from fastpsl.pipelines.interface.dataset import Dataset, all_labelled, require_labels, require_same_classes
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.views import Input, ViewSpec
 

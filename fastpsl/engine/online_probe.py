@@ -40,8 +40,8 @@ from fastpsl.files.run_folder import PROBES, read_lines
 from fastpsl.kernels.autocast import autocast
 from fastpsl.kernels.nearest import Neighbours, count_correct, nearest, num_million_pairs
 from fastpsl.models.backbone import Backbone
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.views import ViewSpec, center_view
 

@@ -15,7 +15,7 @@ from fastpsl.engine.plan import FreezeRule, Stage, make_plan, with_values
 from fastpsl.files.paths import FORMS
 from fastpsl.files.remote.address import is_remote
 from fastpsl.models.names import ANY_BACKBONE, BACKBONES, MAX_DOWNLOAD_GB, is_module, is_own
-from fastpsl.pipelines.data.reading import Reading
+from fastpsl.pipelines.interface.reading import Reading
 
 if TYPE_CHECKING:
     import torch

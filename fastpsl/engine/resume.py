@@ -22,7 +22,7 @@ from fastpsl.files.paths import require_folder
 from fastpsl.files.run_folder import LINES, RESULTS
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
-from fastpsl.pipelines.data.identity import not_compared, same_data
+from fastpsl.pipelines.interface.identity import not_compared, same_data
 from fastpsl.pipelines.views import ViewSpec
 
 # The options whose "auto" keeps the choice of a stage's start when it resumes, even if a later version or

@@ -31,14 +31,14 @@ from fastpsl.files.run_folder import CONFIG, ENVIRONMENT, RESULTS, STATUS
 from fastpsl.files.system_errors import output_errors
 from fastpsl.models.backbone import unusable
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.pipelines.data.dataset import Dataset, spread_indices
-from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Subset, split_by_name
 from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder, decoders_of, is_kept_on_device
+from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.interface.dataset import Dataset, spread_indices
+from fastpsl.pipelines.interface.reading import Reading
 from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 
 OpenData = Callable[[RunOptions], tuple[Dataset, Dataset | None]]

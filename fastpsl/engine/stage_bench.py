@@ -13,8 +13,8 @@ from fastpsl.engine.gpu import milliseconds, samples_per_s
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run import open_loader
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.augment import Augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader

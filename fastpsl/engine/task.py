@@ -12,7 +12,7 @@ from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.run import BatchSource, Run, RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.models.backbone import Backbone
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 

@@ -34,9 +34,9 @@ from fastpsl.files.digest import sha256_of_json
 from fastpsl.files.system_errors import output_errors
 from fastpsl.kernels.autocast import autocast
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.identity import parts_of
 from fastpsl.pipelines.decoders.choose import choose_decoder
+from fastpsl.pipelines.interface.dataset import Dataset
+from fastpsl.pipelines.interface.identity import parts_of
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import BadSample
 from fastpsl.pipelines.loader.loader import Loader

@@ -14,10 +14,10 @@ from fastpsl.files.untrusted import read_npy
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
-from fastpsl.pipelines.data.dataset import Dataset, require_labels
 from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.interface.dataset import Dataset, require_labels
 from fastpsl.pipelines.loader.order import sort_keys
-from fastpsl.pipelines.sources.text_lists import lines_of, require_text, table_of
+from fastpsl.pipelines.readers.text_lists import lines_of, require_text, table_of
 from fastpsl.tasks.classify import Classify
 
 # These take the place of the epoch in the random words: images, classes that get one image more, and from

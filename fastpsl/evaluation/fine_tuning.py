@@ -19,7 +19,7 @@ from fastpsl.evaluation.result_file import NAME, read_result
 from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floor
 from fastpsl.files.digest import sha256_of_bytes, sha256_of_json
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.scripts.recipe_process import train
 

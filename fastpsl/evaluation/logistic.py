@@ -30,7 +30,7 @@ from fastpsl.models.convolutional import on_vectors
 from fastpsl.models.initial_weights import recorded_backbone
 from fastpsl.models.names import MAX_DOWNLOAD_GB
 from fastpsl.models.weights import Pretrained, record_of
-from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
+from fastpsl.pipelines.interface.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.views import Input
 
 if TYPE_CHECKING:

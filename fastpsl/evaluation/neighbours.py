@@ -26,8 +26,8 @@ from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floo
 from fastpsl.files.digest import sha256_of_bytes
 from fastpsl.kernels.nearest import Neighbours, count_correct
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same_classes
 from fastpsl.pipelines.datasets.shared_images import SharedImages, shared_images
+from fastpsl.pipelines.interface.dataset import Dataset, require_labels, require_same_classes
 from fastpsl.plots.neighbours import NUM_NEIGHBOURS, draw_neighbours
 
 NUM_SHOWN = 8

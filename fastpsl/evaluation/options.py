@@ -13,7 +13,7 @@ from fastpsl.engine.options import DATA, MACHINE, RunOptions, TrainingOptions
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.files.paths import FORMS
 from fastpsl.models.names import ANY_BACKBONE
-from fastpsl.pipelines.data.reading import PLAIN, Reading
+from fastpsl.pipelines.interface.reading import PLAIN, Reading
 from fastpsl.scripts.recipe import require_paths
 
 if TYPE_CHECKING:

@@ -49,7 +49,7 @@ from fastpsl.files.json_records import NoRecord
 from fastpsl.files.run_folder import CONFIG, ENVIRONMENT
 from fastpsl.files.system_errors import input_errors, output_errors
 from fastpsl.models.names import is_own, not_given
-from fastpsl.pipelines.data.identity import in_digits, not_compared, same_data
+from fastpsl.pipelines.interface.identity import in_digits, not_compared, same_data
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plots.contact_sheet import save_contact_sheet
 from fastpsl.plots.png import class_name

@@ -12,8 +12,8 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.task import Task
 from fastpsl.evaluation.result_file import FORMAT, NAME, read_result
 from fastpsl.files.atomic import write_atomically
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe import require_given_classes
 

@@ -29,7 +29,7 @@ from fastpsl.files.system_errors import output_errors
 from fastpsl.models.names import is_own, without_folder
 from fastpsl.models.teacher import Teacher
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec, center_view
 from fastpsl.tasks.distill import BlockTimes, Distill

@@ -22,7 +22,7 @@ from fastpsl.models.names import EXPORTS, TIMM, is_timm
 from fastpsl.models.onnx_file import onnx_bytes
 from fastpsl.models.state_dict_files import TARGETS, Renamed, detectron2_config, key_table, renamed
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.data.reading import PLAIN
+from fastpsl.pipelines.interface.reading import PLAIN
 from fastpsl.pipelines.views import CHANNELS, SHORTER_OF_SIZE, Input
 
 # Values of a command that have a slash and name no file.

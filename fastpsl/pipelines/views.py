@@ -15,7 +15,7 @@ from fastpsl.kernels.filters import SOBEL_XY_STD, Sobel, SobelXY
 from fastpsl.kernels.geometry import Flip, Shift
 from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import normalise, out_shape
-from fastpsl.pipelines.data.reading import PLAIN, Reading
+from fastpsl.pipelines.interface.reading import PLAIN, Reading
 
 # The channels that the network sees, and their number. RGB: the image. L: CIE lightness alone. Sobel: the
 # magnitude of each colour channel's gradient. SobelXY: the grey image's gradients along x and y, in [-0.5,

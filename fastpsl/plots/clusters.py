@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.plots.neighbours import CELL_PX, FRAME_PX, GAP_PX, GREEN, LINE_PX, RED, SIDE_PX, Sheet, middles
 from fastpsl.plots.png import class_name, write_png
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import Input, center_view
 from fastpsl.plots.png import class_name, font, write_png

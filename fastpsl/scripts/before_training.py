@@ -9,8 +9,8 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import PretrainOptions, flag, per_stage, share_of
 from fastpsl.engine.run import RunData
 from fastpsl.models.names import is_module
-from fastpsl.pipelines.data.dataset import Dataset, spread_indices
-from fastpsl.pipelines.data.reading import PLAIN
+from fastpsl.pipelines.interface.dataset import Dataset, spread_indices
+from fastpsl.pipelines.interface.reading import PLAIN
 from fastpsl.pipelines.views import Crop
 from fastpsl.scripts.advice import (
     BATCH,

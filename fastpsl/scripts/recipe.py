@@ -148,8 +148,8 @@ def require_given_classes(options: RunOptions) -> None:
     Raises:
         ValueError: It has others, or one of them cannot be read.
     """
-    from fastpsl.pipelines.data.dataset import require_same_classes
     from fastpsl.pipelines.datasets.open import classes_of
+    from fastpsl.pipelines.interface.dataset import require_same_classes
 
     if options.data is not None and options.val is not None and names_val(options):
         train, val = (

@@ -17,7 +17,7 @@ from fastpsl.console.progress import clock
 from fastpsl.console.words import gibibytes
 from fastpsl.files.paths import named_files, require_existing
 from fastpsl.files.system_errors import UnreadableError
-from fastpsl.pipelines.data.identity import all_same, in_digits, not_compared, parts_of
+from fastpsl.pipelines.interface.identity import all_same, in_digits, not_compared, parts_of
 from fastpsl.tables.results import newest_few_labels
 from fastpsl.tables.runs import Look, Run, find_runs, is_run
 

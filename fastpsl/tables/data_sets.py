@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastpsl.engine.options import flag
-from fastpsl.pipelines.data.identity import in_digits, not_compared, parts_of, same_data
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.voc.dataset import VOC
+from fastpsl.pipelines.interface.identity import in_digits, not_compared, parts_of, same_data
 from fastpsl.tables.results import Result
 from fastpsl.tables.rows import SUPERVISED, Evaluation, PaperImages, Table, Weights
 from fastpsl.transfer.classification import task as multilabel_protocols

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastpsl.console.words import pasted
 from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, flag
-from fastpsl.pipelines.data.identity import same_data
+from fastpsl.pipelines.interface.identity import same_data
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.presets import SMALL_BELOW
 from fastpsl.scripts.recipe_files import EVAL, TRAIN, find_recipe

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from typing_extensions import override
 
-from fastpsl.pipelines.data.identity import in_digits
+from fastpsl.pipelines.interface.identity import in_digits
 from fastpsl.tables.data_sets import PAPER_IMAGES, Digests, in_words
 from fastpsl.tables.matching import Matches, Missing, Place, match, missing_runs, needs_of
 from fastpsl.tables.results import Result, RunIndex

@@ -34,8 +34,8 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.teacher import Teacher
 from fastpsl.models.weights import TOLD_BY_EXPORT, words_of_input
-from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.reading import PLAIN
+from fastpsl.pipelines.interface.dataset import Dataset
+from fastpsl.pipelines.interface.reading import PLAIN
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, ViewSpec, train_view
 from fastpsl.tasks.classify import average_and_linear

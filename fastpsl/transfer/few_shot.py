@@ -22,7 +22,7 @@ from fastpsl.kernels.draws import MAX_WORDS, Keys, Slot, words
 from fastpsl.kernels.geometry import Enlarge
 from fastpsl.kernels.tf32 import no_tf32
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.views import SHORTER_OF_SIZE, ViewSpec, squashed_view
 
 MAX_POOL = "_max_pool"

@@ -196,7 +196,7 @@ def test_the_chart_of_training_is_of_a_file_with_a_peer() -> None:
         } | whose
 
     ours = {"recipe": "simclr", "trained_by": "training"}
-    result = {
+    result: dict[str, Any] = {
         "bench": "training", "environment": {"gpu": None, "num_cores": 2},
         "settings": {"backbone": "resnet18", "size_px": 64, "batch_size": 8, "repeats": 3, "folder": True},
         "rows": [

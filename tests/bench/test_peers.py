@@ -23,7 +23,7 @@ from bench.peers.serve import tree_usage
 from bench.peers.spdl import random_box
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.interface.source import Sample
 from tests.programs import ROOT
 
 NUM, SIZE_PX = 16, 32

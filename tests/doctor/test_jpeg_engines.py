@@ -23,7 +23,7 @@ from fastpsl.doctor.loader_rates import (
 from fastpsl.doctor.measurements import JpegEngines, Measurements, changes
 from fastpsl.engine import gpu
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.embedded.betons import sample_paths
 from tests.doctor.measured import measured, no_limit, report_of, screen_of, waiting
 from tests.fake_nvml import Nvml
 from tests.pipelines.photos import RAW, photo, write

@@ -34,8 +34,8 @@ from fastpsl.kernels.lab import ab_bins
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import ConvReLU
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, ViewSpec

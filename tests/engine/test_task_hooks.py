@@ -30,10 +30,10 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.datasets.open import Classes
+from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.interface.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plots.contact_sheet import NUM_IMAGES
 from fastpsl.tasks.contrastive.simclr import SimCLR

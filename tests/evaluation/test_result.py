@@ -18,9 +18,9 @@ from fastpsl.evaluation.result import (
 )
 from fastpsl.evaluation.result_file import read_result
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import Classes, classes_of
 from fastpsl.pipelines.datasets.subset import Subset, Synthetic
+from fastpsl.pipelines.interface.source import Sample
 from fastpsl.pipelines.views import Input
 from fastpsl.tables.results import index_runs
 from tests.pipelines.photos import jpeg, photo

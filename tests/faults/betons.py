@@ -21,7 +21,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, row_dtype
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.interface.source import Sample
 from tests.faults.child import Case, Jury, Limits, cases_of, describe, refusal
 from tests.faults.readings import CONTROL, Reading, command, flip, read, verify
 from tests.faults.report import Finding, Outcome

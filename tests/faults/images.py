@@ -23,8 +23,8 @@ from PIL import Image
 from fastpsl.commands.data import Write
 from fastpsl.pipelines.beton.encode import BYTES_PER_PIXEL
 from fastpsl.pipelines.beton.output import bad_path
-from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES
 from fastpsl.pipelines.image.image_file import MAX_PIXELS
+from fastpsl.pipelines.interface.dataset import MAX_FILE_BYTES
 from tests.faults.child import Case, Jury, Limits, refusal
 from tests.faults.readings import CONTROL, CommandOutput, command, flip, read, verify
 from tests.faults.report import Finding, Outcome

@@ -19,8 +19,8 @@ import torch
 
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
-from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.interface.source import Sample
 from tests.faults.report import ROOT, Outcome
 from tests.pipelines.photos import jpeg, photo
 from tests.programs import digests

@@ -24,9 +24,9 @@ from fastpsl.pipelines.beton import remote
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import ALLOCATION, HEADER
 from fastpsl.pipelines.datasets.open import open_data
-from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources.parquet import parquet_files
-from fastpsl.pipelines.sources.tar import tar_source
+from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.readers.parquet import parquet_files
+from fastpsl.pipelines.readers.tar import tar_source
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import tar_bytes
 from tests.warm import CONTEXT

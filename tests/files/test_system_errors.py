@@ -44,8 +44,6 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.write import convert_one
-from fastpsl.pipelines.data.dataset import BadImage, is_of_one_file, read_bytes
-from fastpsl.pipelines.data.reading import PLAIN
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.voc import dataset as voc
 from fastpsl.pipelines.decoders import dali, dali_pipeline, libffcv
@@ -53,14 +51,16 @@ from fastpsl.pipelines.decoders.choose import reason_of
 from fastpsl.pipelines.decoders.codes import CHANGED
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.image_file import upright_size
+from fastpsl.pipelines.interface.dataset import BadImage, is_of_one_file, read_bytes
+from fastpsl.pipelines.interface.reading import PLAIN
 from fastpsl.pipelines.loader.annotated import read_image
 from fastpsl.pipelines.loader.batch import BadSampleError
-from fastpsl.pipelines.sources.arrays import arrays
-from fastpsl.pipelines.sources.listed import read_list
-from fastpsl.pipelines.sources.parquet import parquet_files, reading_errors
-from fastpsl.pipelines.sources.published import published
-from fastpsl.pipelines.sources.tar import tar_members, tar_source
-from fastpsl.pipelines.sources.text_lists import read_classes
+from fastpsl.pipelines.readers.arrays import arrays
+from fastpsl.pipelines.readers.listed import read_list
+from fastpsl.pipelines.readers.parquet import parquet_files, reading_errors
+from fastpsl.pipelines.readers.published import published
+from fastpsl.pipelines.readers.tar import tar_members, tar_source
+from fastpsl.pipelines.readers.text_lists import read_classes
 from fastpsl.scripts.recipe import _read_config
 from fastpsl.tables.runs import Run, find_runs
 from fastpsl.tasks.jigsaw import read_permutations

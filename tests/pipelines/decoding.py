@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.dali import DaliDecoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.pillow import PillowDecoder
+from fastpsl.pipelines.interface.dataset import Dataset, SampleTable
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec

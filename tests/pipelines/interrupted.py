@@ -10,7 +10,7 @@ import numpy as np
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.output import Output, WriteReport
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.interface.source import Sample
 
 NUM = 12
 RAW = Target(mode="raw", min_px=20)

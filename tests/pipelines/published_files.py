@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.sources import published
+from fastpsl.pipelines.readers import published
 from tests.pipelines.written import tar_bytes
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from fastpsl.console.installed import install
 from fastpsl.pipelines.beton.encode import Target, convert
-from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.image import bands
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, num_pixels, upright_size
+from fastpsl.pipelines.interface.dataset import BadImage
+from fastpsl.pipelines.interface.reading import PLAIN, Reading
 from tests.pipelines.photos import jpeg, photo
-from tests.pipelines.sources import refused
+from tests.pipelines.readers import refused
 from tests.pipelines.test_image_files import file_of
 
 needs_tifffile = pytest.mark.skipif(bands.is_missing("tifffile"), reason="needs tifffile")

@@ -33,10 +33,10 @@ from fastpsl.pipelines.beton.shard import (
 from fastpsl.pipelines.beton.sidecar import MARK, MARK_START, has_checksums, read_checksums
 from fastpsl.pipelines.beton.verify import info, unchecked, verify
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.dataset import require_labels
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.decoders.libffcv import why_missing
+from fastpsl.pipelines.interface.dataset import require_labels
+from fastpsl.pipelines.interface.source import Sample
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.beton_stock import image_of

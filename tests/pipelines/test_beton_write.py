@@ -33,9 +33,9 @@ from fastpsl.pipelines.beton.shard import RAW
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import betons_to_verify, verify
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample, Source
 from fastpsl.pipelines.datasets.open import open_source
-from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.interface.source import Sample, Source
+from fastpsl.pipelines.readers.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
 from tests.cli import Cli, Outcome, refused
 from tests.pipelines.decoding import batches_of
@@ -154,7 +154,7 @@ def test_shards_together_are_the_whole(photos: Path, tmp_path: Path) -> None:
 def test_writing_needs_no_torch() -> None:
     """torch would take half a GB and seconds at every start, and libffcv decodes without it."""
     code = (
-        "import sys, fastpsl.cli, fastpsl.pipelines.beton.write, fastpsl.pipelines.sources;"
+        "import sys, fastpsl.cli, fastpsl.pipelines.beton.write, fastpsl.pipelines.readers;"
         "print([name for name in ('torch', 'kornia', 'datasets') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code]
@@ -498,7 +498,7 @@ import sys
 import numpy as np
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.interface.source import Sample
 image = np.zeros((2, 2, 3), np.uint8)
 for num in (5_000, 105_000):
     samples = (Sample(f"class/{i}.jpg", image, 0) for i in range(num))

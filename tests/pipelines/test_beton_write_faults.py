@@ -30,10 +30,10 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import betons_to_verify, info, verify
 from fastpsl.pipelines.beton.write import can_go_on, max_bad_count, write_beton
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import open_source
 from fastpsl.pipelines.image import image_file
-from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.interface.source import Sample
+from fastpsl.pipelines.readers.folder import image_folder
 from tests.cli import Cli
 from tests.pipelines.interrupted import NUM, RAW, files, interrupt_at, samples, write
 from tests.pipelines.photos import jpeg, photo

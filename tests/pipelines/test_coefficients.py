@@ -19,14 +19,14 @@ from fastpsl.pipelines.beton import encode, output
 from fastpsl.pipelines.beton.encode import Stored, Target, convert, store_array
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import COEFFICIENTS
-from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.choose import choose_decoder, open_decoder, reason_of
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.codec import Codec
 from fastpsl.pipelines.image.coefficients import OtherVersion, to_jpeg
 from fastpsl.pipelines.image.jpeg import jpeg_header
-from fastpsl.pipelines.sources import dataset_files
+from fastpsl.pipelines.interface.dataset import BadImage
+from fastpsl.pipelines.readers import dataset_files
 from tests.cli import Cli
 from tests.pipelines import interrupted
 from tests.pipelines.decoding import Samples, decode, make, whole

@@ -29,13 +29,13 @@ from fastpsl.files.remote.cache import Cache
 from fastpsl.files.workers import Workers
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.decoders import libffcv
 from fastpsl.pipelines.decoders.memory import Arenas
 from fastpsl.pipelines.decoders.pillow import PillowDecoder
 from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.annotated import AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec

@@ -26,7 +26,6 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
 from fastpsl.kernels.isotropic_loops import isotropic_resize
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, SampleTable
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import choose, codes, dali, ffcv, libffcv
 from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder, open_decoder, reason_of
@@ -34,6 +33,7 @@ from fastpsl.pipelines.decoders.decoder import cannot
 from fastpsl.pipelines.decoders.ffcv import _denominator
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.area import area_resize
+from fastpsl.pipelines.interface.dataset import MODE_FILE, MODE_JPEG, SampleTable
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import (  # noqa: F401
     Samples,

@@ -11,9 +11,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, decode_deep
+from fastpsl.pipelines.interface.dataset import BadImage
+from fastpsl.pipelines.interface.reading import PLAIN, Reading
 
 GREY = np.linspace(0, 4095, 33 * 47).reshape(33, 47).astype(np.uint16)
 WIDE, PLANES = GREY.astype(np.int32) * 5000 - 9**7, {"photometric": "rgb", "planarconfig": "separate"}

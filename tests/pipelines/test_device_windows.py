@@ -20,13 +20,13 @@ from fastpsl.kernels.fused_cuda import isotropic as fused
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px, reach_px
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.decoders import turbo
 from fastpsl.pipelines.decoders.pillow import PillowDecoder
 from fastpsl.pipelines.decoders.turbo import plan_windows
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.orientation import turn
+from fastpsl.pipelines.interface.dataset import Dataset, SampleTable
 from fastpsl.pipelines.loader import loader
 from fastpsl.pipelines.loader.batch import BadSampleError, Batch
 from fastpsl.pipelines.loader.device_windows import DeviceWindows, Room, crops_on_device

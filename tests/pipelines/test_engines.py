@@ -24,12 +24,12 @@ from fastpsl.engine.last_step import Snapshot
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.device_crops import fused_form
 from fastpsl.kernels.geometry import Flip
-from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import memory
 from fastpsl.pipelines.decoders.codes import REASONS
 from fastpsl.pipelines.decoders.dali_pipeline import put
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, SyntheticDecoder
+from fastpsl.pipelines.interface.dataset import SampleTable
 from fastpsl.pipelines.loader import engines
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.engines import PendingBatch, QueueEngine, ThreadEngine

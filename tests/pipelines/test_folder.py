@@ -23,7 +23,6 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
 from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, SampleTable
 from fastpsl.pipelines.datasets import folder as folders
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.open import open_data
@@ -32,13 +31,14 @@ from fastpsl.pipelines.decoders.choose import READS, choose_decoder
 from fastpsl.pipelines.decoders.codes import CHANGED, CORRUPT, REASONS
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, upright_size
+from fastpsl.pipelines.interface.dataset import MODE_FILE, MODE_JPEG, SampleTable
 from fastpsl.pipelines.loader.batch import BadSampleError, Batch
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.readers.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import decode, make
 from tests.pipelines.photos import DECODERS, area_mean, exif, jpeg, photo, pil_decode
-from tests.pipelines.sources import refused
+from tests.pipelines.readers import refused
 from tests.pipelines.test_image_files import file_of
 from tests.pipelines.written import headers_read, tree, write_folder
 

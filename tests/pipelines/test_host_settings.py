@@ -23,10 +23,10 @@ import fastpsl
 from fastpsl import views
 from fastpsl.kernels.tf32 import no_tf32
 from fastpsl.pipelines.beton.encode import Target
-from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.image.host_settings import decoding
 from fastpsl.pipelines.image.image_file import decode_any
 from fastpsl.pipelines.image.jpeg import decode_plainly
+from fastpsl.pipelines.interface.dataset import BadImage
 from tests.pipelines.photos import DECODERS, jpeg, photo
 from tests.pipelines.test_image_files import file_of
 from tests.pipelines.written import tree, write_folder

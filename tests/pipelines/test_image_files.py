@@ -34,8 +34,6 @@ from fastpsl.pipelines.beton.encode import (
 from fastpsl.pipelines.beton.output import bad_path
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MODE_FILE, MODE_JPEG, BadImage
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets import folder as folder_module
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.decoders import libffcv
@@ -44,11 +42,13 @@ from fastpsl.pipelines.image.bands import is_missing
 from fastpsl.pipelines.image.codec import shrink
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, num_pixels, upright_size
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
+from fastpsl.pipelines.interface.dataset import MAX_FILE_BYTES, MODE_FILE, MODE_JPEG, BadImage
+from fastpsl.pipelines.interface.source import Sample
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.memory import own_memory
 from tests.pipelines.photos import COMPILED, DECODERS, exif, jpeg, needs_ffcv, photo, pil_decode
-from tests.pipelines.sources import refused
+from tests.pipelines.readers import refused
 from tests.pipelines.written import tree, write_folder
 
 PHOTO = photo(1, 90, 121)

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from fastpsl.pipelines.beton.encode import Target, convert
-from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.decoders import codes, dali, libffcv
 from fastpsl.pipelines.decoders.dali import DaliDecoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
@@ -38,6 +37,7 @@ from fastpsl.pipelines.image.jpeg import (
     jpeg_header,
     jpeg_scans,
 )
+from fastpsl.pipelines.interface.dataset import BadImage
 from tests.pipelines.decoding import Samples, decode, make, samples_are_closed
 from tests.pipelines.jpeg_kinds import KINDS, Kind, whole
 from tests.pipelines.photos import DECODERS, jpeg, needs_ffcv, photo, pil_decode

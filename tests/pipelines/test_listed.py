@@ -22,8 +22,8 @@ from fastpsl.pipelines.datasets.folder import Folder, Listed
 from fastpsl.pipelines.datasets.open import classes_of, open_data, open_source
 from fastpsl.pipelines.datasets.voc.dataset import class_names as voc_classes
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sources.listed import ImageList, image_list, labelled_folder
-from fastpsl.pipelines.sources.text_lists import read_classes
+from fastpsl.pipelines.readers.listed import ImageList, image_list, labelled_folder
+from fastpsl.pipelines.readers.text_lists import read_classes
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import headers_read, tree

@@ -20,12 +20,12 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders.codes import READING, REASONS
 from fastpsl.pipelines.decoders.decoder import Request
 from fastpsl.pipelines.decoders.turbo import TurboDecoder
+from fastpsl.pipelines.interface.dataset import Dataset, SampleTable
 from fastpsl.pipelines.loader.batch import BadSampleError, Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order

@@ -13,12 +13,12 @@ import fastpsl
 from fastpsl import cli
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import sidecar_path
-from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.datasets import measured
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.decoders.pillow import PillowDecoder
 from fastpsl.pipelines.decoders.turbo import TurboDecoder
+from fastpsl.pipelines.interface.dataset import Dataset
+from fastpsl.pipelines.interface.reading import PLAIN, Reading
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.test_depth import by_hand
 

@@ -17,10 +17,10 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar, shard_paths
 from fastpsl.pipelines.beton.verify import betons_to_verify
 from fastpsl.pipelines.datasets.open import open_data, open_source
-from fastpsl.pipelines.sources import arrays, folder, listed, published, tar
+from fastpsl.pipelines.readers import arrays, folder, listed, published, tar
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.published_files import cifar10, publish, random_images
-from tests.pipelines.sources import refused
+from tests.pipelines.readers import refused
 from tests.pipelines.written import make_tar, tree
 
 PHOTO = jpeg(photo(0, 40, 50))

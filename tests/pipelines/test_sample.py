@@ -16,19 +16,26 @@ from torchvision.ops import box_iou
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.datasets.voc.dataset import VOC
+from fastpsl.pipelines.embedded import betons
+from fastpsl.pipelines.embedded.betons import (
+    NUM_TEST,
+    NUM_TRAIN,
+    VERSION,
+    SamplePaths,
+    draw_part,
+    sample_paths,
+)
+from fastpsl.pipelines.embedded.patterns import CLASS_NAMES, draw_image
+from fastpsl.pipelines.embedded.shapes import CLASS_NAMES as SHAPE_NAMES
+from fastpsl.pipelines.embedded.shapes import draw_scene
+from fastpsl.pipelines.embedded.voc import draw_voc, drawn_voc
 from fastpsl.pipelines.loader.annotated import read_image
-from fastpsl.pipelines.sample import betons
-from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, VERSION, SamplePaths, draw_part, sample_paths
-from fastpsl.pipelines.sample.patterns import CLASS_NAMES, draw_image
-from fastpsl.pipelines.sample.shapes import CLASS_NAMES as SHAPE_NAMES
-from fastpsl.pipelines.sample.shapes import draw_scene
-from fastpsl.pipelines.sample.voc import draw_voc, drawn_voc
 from tests.pipelines.photos import pil_decode
 from tests.programs import said_at_once
 
 # Of few images, because to draw all takes seconds.
 MAKE = """
-from fastpsl.pipelines.sample import betons, voc
+from fastpsl.pipelines.embedded import betons, voc
 betons.NUM_TRAIN, betons.NUM_TEST, draw = 16, 8, voc.draw_voc
 voc.draw_voc = lambda folder, *nums, **more: draw(folder, 6, 3)
 print(betons.sample_paths())
@@ -47,7 +54,7 @@ def test_several_processes_make_it_once(tmp_path: Path, monkeypatch: pytest.Monk
     outputs = said_at_once(MAKE, {"XDG_CACHE_HOME": str(tmp_path)}, num=2)
     for function in ("betons.draw_part", "voc.draw_voc"):
         fail = lambda *arguments, **more: pytest.fail("drawn again")
-        monkeypatch.setattr(f"fastpsl.pipelines.sample.{function}", fail)
+        monkeypatch.setattr(f"fastpsl.pipelines.embedded.{function}", fail)
     paths, root = sample_paths(tmp_path / "fastpsl"), drawn_voc(tmp_path / "fastpsl")
     assert outputs == {f"{paths}\n{root}\n"}
     assert sorted(path.name for path in root.parent.iterdir()) == ["VOCdevkit", "lock"]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Dataset, read_bytes
 from fastpsl.pipelines.datasets import shared_images as module
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.shared_images import SharedImages, shared_images
 from fastpsl.pipelines.datasets.subset import Subset, Synthetic
+from fastpsl.pipelines.interface.dataset import Dataset, read_bytes
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import tree, write_folder, write_raw
 

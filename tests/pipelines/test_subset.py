@@ -13,10 +13,10 @@ from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.beton.pages import pages_of
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import CHUNK
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.open import glance
 from fastpsl.pipelines.datasets.subset import Subset, Synthetic, held_back, split_by_name
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader import order as order_module
 from fastpsl.pipelines.loader.loader import ORDERS, Loader
 from fastpsl.pipelines.views import ViewSpec

@@ -19,10 +19,10 @@ from scipy.io import loadmat, savemat
 from scipy.sparse import csc_array
 
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.voc import annotations
 from fastpsl.pipelines.datasets.voc.annotations import _inflated, mask_png, palette, read_mat
 from fastpsl.pipelines.datasets.voc.dataset import CLASSES, VOC, open_train_and_test
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.annotated import read_image
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec

@@ -13,9 +13,9 @@ import pytest
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.output import WriteReport
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets import folder as folders
-from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.interface.source import Sample
+from fastpsl.pipelines.readers.folder import image_folder
 from tests.pipelines.photos import jpeg, photo
 
 

@@ -14,7 +14,7 @@ from fastpsl.engine.run import Run
 from fastpsl.files.atomic import partial_path
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.interface.source import Sample
 from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.scripts.recipe_files import find_recipe

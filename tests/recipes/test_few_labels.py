@@ -25,10 +25,10 @@ from fastpsl.evaluation.result_file import read_result
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, ViewSpec, center_view
 from fastpsl.tables.comparison import compare
 from tests.files.test_remote_http import serving

@@ -14,8 +14,8 @@ import torch
 
 from fastpsl.evaluation.features import Extraction
 from fastpsl.kernels import fused
+from fastpsl.pipelines.embedded.betons import sample_paths
 from fastpsl.pipelines.loader.augment import choose_augment
-from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, ViewSpec
 from fastpsl.transfer.few_shot import SmallImages
 from tests.programs import ROOT, SMALL_NET

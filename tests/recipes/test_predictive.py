@@ -13,8 +13,8 @@ import pytest
 
 from fastpsl.cli import main
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.embedded.betons import NUM_TRAIN, sample_paths
 from fastpsl.pipelines.loader.order import epoch_order
-from fastpsl.pipelines.sample.betons import NUM_TRAIN, sample_paths
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.pipelines.photos import RAW, jpeg, photo, write
 from tests.pipelines.written import tree

@@ -19,8 +19,8 @@ from fastpsl.evaluation.result_file import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.geometry import Flip, Shift
 from fastpsl.models.weights import random_weights
-from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sample.patterns import CLASS_NAMES
+from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.patterns import CLASS_NAMES
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.pipelines.written import write_labelled

@@ -12,7 +12,7 @@ import tifffile
 import fastpsl
 from fastpsl.engine.run import open_both
 from fastpsl.models.initial_weights import load_pretrained
-from fastpsl.pipelines.data.reading import PLAIN, Reading
+from fastpsl.pipelines.interface.reading import PLAIN, Reading
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.cli import Cli

@@ -17,7 +17,7 @@ from markdown_it.tree import SyntaxTreeNode
 from PIL import Image
 
 from fastpsl.console.terminal import escaped
-from fastpsl.pipelines.sample.patterns import CLASS_NAMES, draw_image
+from fastpsl.pipelines.embedded.patterns import CLASS_NAMES, draw_image
 from fastpsl.tables import page as page_words
 from fastpsl.tables.paper_file import NAMES, TABLES
 from fastpsl.tables.scales import SCALES

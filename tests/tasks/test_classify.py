@@ -15,8 +15,8 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule
 from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.embedded.betons import sample_paths
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, center_view, train_view
 from fastpsl.tasks.classify import Classify
 from tests.engine.tiny import TinyNet, part_of, tiny_run

@@ -27,12 +27,12 @@ from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.teacher import Teacher, open_teacher
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.decoders.choose import open_decoder
+from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.interface.reading import Reading
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.stages import LoaderSpec, plan
-from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input
 from fastpsl.tasks.distill import Distill
 from tests.engine.exact_signals import signal_at_step

@@ -13,10 +13,10 @@ import pytest
 from scipy.io import savemat
 
 from fastpsl.console.installed import install
-from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.datasets.voc.annotations import Objects
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.pipelines.sample.voc import draw_voc
+from fastpsl.pipelines.embedded.voc import draw_voc
+from fastpsl.pipelines.interface.dataset import SampleTable
 from fastpsl.transfer.detection.box_scores import (
     IOUS,
     POINTS,
@@ -28,7 +28,6 @@ from fastpsl.transfer.detection.box_scores import (
     voc_ap,
 )
 from fastpsl.transfer.detection.proposals import Proposals
-from tests.pipelines.test_sources_published import of_python_2
 
 IDS = ("000005", "000007", "2008_000002")
 WIDTH, HEIGHT = 500, 375
@@ -135,6 +134,16 @@ def test_detectrons(tmp_path: Path, protocol: int) -> None:
         proposals = opened(NamedImages(*IDS), path)
         assert [proposals.boxes(i).tolist() for i in range(3)] == [by_score] * 3
         assert opened(NamedImages(*IDS), path, max_num=2).boxes(1).tolist() == by_score[:2]
+
+
+def of_python_2(array: np.ndarray, kind: bytes, order: bytes = b"<") -> bytes:
+    """Pickle {"boxes": [array]} like cPickle's second protocol, with strings as bytes."""
+    head = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    dtype = b"cnumpy\ndtype\nU\x02" + kind + b"K\x00K\x01\x87R(K\x03U\x01" + order
+    dtype += b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    shape = b"(" + b"".join(b"K" + bytes([side]) for side in array.shape) + b"t"
+    data = b"T" + struct.pack("<i", array.nbytes) + array.tobytes()
+    return b"\x80\x02}U\x05boxes](" + head + b"(K\x01" + shape + dtype + b"\x89" + data + b"tbes."
 
 
 def test_python_2s(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.geometry import Flip
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.datasets.voc.dataset import VOC
+from fastpsl.pipelines.embedded.voc import draw_voc
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.views import Input
 from fastpsl.plots.charts import draw_classes
 from fastpsl.transfer.classification import task

@@ -32,8 +32,8 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.models.convolutional import AlexNet
 from fastpsl.pipelines.datasets.voc.annotations import VOID, mask_png, palette
 from fastpsl.pipelines.datasets.voc.dataset import VOC
+from fastpsl.pipelines.embedded.voc import draw_voc
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
-from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.views import Input
 from fastpsl.plots.detections import Shown, draw_masks, draw_predicted_masks
 from fastpsl.transfer.segmentation.fcn import FCN32s, network_of

@@ -19,8 +19,6 @@ import numpy as np
 from PIL import Image
 
 from fastpsl.pipelines.beton.shard import COEFFICIENTS, JPG, RAW
-from fastpsl.pipelines.data.dataset import MAX_PIXELS, UPRIGHT, BadImage
-from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.image.bands import leaves_jpeg
 from fastpsl.pipelines.image.codec import Codec, shrink
 from fastpsl.pipelines.image.coefficients import to_jpeg
@@ -29,6 +27,8 @@ from fastpsl.pipelines.image.image_file import check_pixels, decode_any, decode_
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, SCANS_GOOD, decode_plainly, jpeg_header, jpeg_scans
 from fastpsl.pipelines.image.libturbo import remedy, why_missing
 from fastpsl.pipelines.image.orientation import jpeg_orientation, turn
+from fastpsl.pipelines.interface.dataset import MAX_PIXELS, UPRIGHT, BadImage
+from fastpsl.pipelines.interface.reading import Reading
 
 # The most that an image takes from decoding to JPEG. Measured: JPEG 2000 with alpha 25, WebP 16, AVIF and
 # a progressive CMYK JPEG 12, HEIC 10, RGBA 7, 16-bit grey and GIF 5.

@@ -19,9 +19,9 @@ from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.encode import Stored, Target
 from fastpsl.pipelines.beton.shard import ALLOCATION, COEFFICIENTS, IMAGE_TYPE, INT_TYPE, row_dtype
 from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES, TooSmall, convert_one, max_bad_count, no_image
-from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.source import Sample, Source
 from fastpsl.pipelines.image.depth import Scale
+from fastpsl.pipelines.interface.dataset import BadImage
+from fastpsl.pipelines.interface.source import Sample, Source
 
 _ROW_BYTES = row_dtype((IMAGE_TYPE, INT_TYPE)).itemsize
 _END_BYTES = ALLOCATION.itemsize + 4  # of each image after the data: its place, its checksum

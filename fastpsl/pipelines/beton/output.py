@@ -36,7 +36,7 @@ from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.file import BetonFile, rows_in_a_page
 from fastpsl.pipelines.beton.shard import COEFFICIENTS
 from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, dump_sidecar, read_sidecar, sidecar_path
-from fastpsl.pipelines.data.source import BAD, SMALL, Tally
+from fastpsl.pipelines.interface.source import BAD, SMALL, Tally
 
 
 def bad_path(out: Path) -> Path:

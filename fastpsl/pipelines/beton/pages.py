@@ -11,7 +11,7 @@ import numpy as np
 
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
 from fastpsl.pipelines.beton.shard import ALLOCATION, REMEDY, Shard, chunks
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.interface.dataset import Dataset
 
 _MIN_PAGE_BYTES = 4096  # a header with less is damaged; ffcv's own minimum is 2 MiB
 _MAX_PAGES = 1 << 22  # of a file: 32 TiB in pages of 8 MiB, and object stores take 5 TB

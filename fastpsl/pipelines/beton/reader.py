@@ -35,10 +35,10 @@ from fastpsl.pipelines.beton.sidecar import (
     set_faults,
     shard_paths,
 )
-from fastpsl.pipelines.data.dataset import BadImage, SampleTable, checked, size_in_words, written_when
-from fastpsl.pipelines.data.identity import identity
-from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.image.coefficients import to_jpeg
+from fastpsl.pipelines.interface.dataset import BadImage, SampleTable, checked, size_in_words, written_when
+from fastpsl.pipelines.interface.identity import identity
+from fastpsl.pipelines.interface.reading import PLAIN, Reading
 
 
 @final

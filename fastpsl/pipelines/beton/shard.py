@@ -21,7 +21,7 @@ import numpy as np
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.files.system_errors import input_error, raise_of_the_system
 from fastpsl.kernels.c_library import open_library
-from fastpsl.pipelines.data.dataset import (
+from fastpsl.pipelines.interface.dataset import (
     MAX_PIXELS,
     MODE_COEFFICIENTS,
     MODE_JPEG,

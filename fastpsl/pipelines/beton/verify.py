@@ -31,8 +31,8 @@ from fastpsl.pipelines.beton.sidecar import (
     set_faults,
     shard_paths,
 )
-from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, HEADER_REASONS, SCAN_REASONS, jpeg_header, jpeg_scans
+from fastpsl.pipelines.interface.dataset import BadImage
 
 _BLOCK_BYTES = 1 << 22
 _BARS = 30  # classes with a bar of their own

@@ -42,12 +42,12 @@ from fastpsl.pipelines.beton.output import (
 )
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import Sidecar, how_written, read_sidecar, set_faults, shard_paths
-from fastpsl.pipelines.data.dataset import BadImage, is_of_one_file
-from fastpsl.pipelines.data.source import BAD, SMALL, Packed, Relabelled, Sample, Source
 from fastpsl.pipelines.image.coefficients import to_jpeg
 from fastpsl.pipelines.image.depth import Scale
 from fastpsl.pipelines.image.image_file import read_image_file
 from fastpsl.pipelines.image.libturbo import remedy, why_missing
+from fastpsl.pipelines.interface.dataset import BadImage, is_of_one_file
+from fastpsl.pipelines.interface.source import BAD, SMALL, Packed, Relabelled, Sample, Source
 
 
 def require_writable(out: Path, *, overwrite: bool, resume: bool, shards: bool) -> None:

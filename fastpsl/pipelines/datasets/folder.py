@@ -24,7 +24,12 @@ from fastpsl.files.digest import blake2b
 from fastpsl.files.locks import locked
 from fastpsl.files.system_errors import input_error, is_of_the_system
 from fastpsl.files.workers import map_in_order
-from fastpsl.pipelines.data.dataset import (
+from fastpsl.pipelines.datasets.measured import NUM_MEASURED, Measured, keep, kept, measure
+from fastpsl.pipelines.image.bands import PACKAGES, is_missing, leaves_jpeg
+from fastpsl.pipelines.image.image_file import FORMATS, check_bytes, upright_size
+from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
+from fastpsl.pipelines.image.orientation import TURNED, usual_jpeg_orientation
+from fastpsl.pipelines.interface.dataset import (
     MAX_PIXELS,
     MODE_FILE,
     MODE_JPEG,
@@ -36,15 +41,10 @@ from fastpsl.pipelines.data.dataset import (
     is_of_one_file,
     spread_indices,
 )
-from fastpsl.pipelines.data.reading import PLAIN, Reading
-from fastpsl.pipelines.data.source import Source
-from fastpsl.pipelines.datasets.measured import NUM_MEASURED, Measured, keep, kept, measure
-from fastpsl.pipelines.image.bands import PACKAGES, is_missing, leaves_jpeg
-from fastpsl.pipelines.image.image_file import FORMATS, check_bytes, upright_size
-from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
-from fastpsl.pipelines.image.orientation import TURNED, usual_jpeg_orientation
-from fastpsl.pipelines.sources.folder import image_folder
-from fastpsl.pipelines.sources.listed import image_list
+from fastpsl.pipelines.interface.reading import PLAIN, Reading
+from fastpsl.pipelines.interface.source import Source
+from fastpsl.pipelines.readers.folder import image_folder
+from fastpsl.pipelines.readers.listed import image_list
 
 _VERSION = "folder-v4"  # a new name whenever the contents of the index change
 _LISTING = "folder-v1"  # the same for the digest of a listing, which runs are resumed by

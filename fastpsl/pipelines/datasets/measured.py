@@ -16,11 +16,11 @@ from fastpsl.console.words import worded
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.system_errors import input_error
 from fastpsl.files.workers import map_in_order
-from fastpsl.pipelines.data.dataset import BadImage, is_of_one_file, spread_indices
-from fastpsl.pipelines.data.reading import Reading, range_text
-from fastpsl.pipelines.data.source import Source
 from fastpsl.pipelines.image.depth import warn_if_dark
 from fastpsl.pipelines.image.image_file import look_at_values, read_image_file
+from fastpsl.pipelines.interface.dataset import BadImage, is_of_one_file, spread_indices
+from fastpsl.pipelines.interface.reading import Reading, range_text
+from fastpsl.pipelines.interface.source import Source
 
 NUM_MEASURED = 256
 _VERSION = 1  # a new number whenever a measurement may differ

@@ -18,12 +18,12 @@ from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import HEADER, VERSION
 from fastpsl.pipelines.beton.sidecar import shard_paths
-from fastpsl.pipelines.data.dataset import Dataset, all_labelled
-from fastpsl.pipelines.data.reading import PLAIN, Reading
-from fastpsl.pipelines.data.source import Relabelled, Source, is_image, renumbered
-from fastpsl.pipelines.sources.arrays import arrays
-from fastpsl.pipelines.sources.dataset_files import dataset_files
-from fastpsl.pipelines.sources.folder import (
+from fastpsl.pipelines.interface.dataset import Dataset, all_labelled
+from fastpsl.pipelines.interface.reading import PLAIN, Reading
+from fastpsl.pipelines.interface.source import Relabelled, Source, is_image, renumbered
+from fastpsl.pipelines.readers.arrays import arrays
+from fastpsl.pipelines.readers.dataset_files import dataset_files
+from fastpsl.pipelines.readers.folder import (
     SourceFile,
     folder_classes,
     image_folder,
@@ -31,11 +31,11 @@ from fastpsl.pipelines.sources.folder import (
     open_file,
     source_files,
 )
-from fastpsl.pipelines.sources.listed import image_list, labelled_folder, read_list
-from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files, parquet_in
-from fastpsl.pipelines.sources.published import published, published_name
-from fastpsl.pipelines.sources.tar import tar_source
-from fastpsl.pipelines.sources.text_lists import names_images, read_classes
+from fastpsl.pipelines.readers.listed import image_list, labelled_folder, read_list
+from fastpsl.pipelines.readers.parquet import hugging_face, parquet_files, parquet_in
+from fastpsl.pipelines.readers.published import published, published_name
+from fastpsl.pipelines.readers.tar import tar_source
+from fastpsl.pipelines.readers.text_lists import names_images, read_classes
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.datasets.folder import ImageFiles

@@ -18,10 +18,10 @@ from fastpsl.files.digest import blake2b
 from fastpsl.files.system_errors import input_errors
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Dataset, SampleTable, is_of_one_file, open_file
-from fastpsl.pipelines.data.identity import parts_of
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.decoders.choose import is_packed
+from fastpsl.pipelines.interface.dataset import Dataset, SampleTable, is_of_one_file, open_file
+from fastpsl.pipelines.interface.identity import parts_of
 
 MAX_BYTES = 4_000_000_000  # to read; where it would be more, it is not looked
 _CHUNK = 65_536  # rows of a table per read

@@ -9,8 +9,8 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.files.digest import blake2b
-from fastpsl.pipelines.data.dataset import Dataset, Local, SampleTable, checked
-from fastpsl.pipelines.data.identity import identity, parts_of
+from fastpsl.pipelines.interface.dataset import Dataset, Local, SampleTable, checked
+from fastpsl.pipelines.interface.identity import identity, parts_of
 
 _CHUNK = 65_536  # rows per read
 _SPLIT_KEY = b"fastpsl validation"  # another key would be another split of everybody's data

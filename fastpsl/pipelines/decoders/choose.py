@@ -20,7 +20,11 @@ from fastpsl.files.caches import cache_folder
 from fastpsl.files.json_records import NUMBER, Form, NoRecord
 from fastpsl.files.system_errors import is_of_the_system
 from fastpsl.files.workers import default_num_threads
-from fastpsl.pipelines.data.dataset import (
+from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, REASONS, WRONG_COMPONENTS, WRONG_SIZE
+from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, SyntheticDecoder
+from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.image.jpeg import jpeg_header
+from fastpsl.pipelines.interface.dataset import (
     MODE_FILE,
     MODE_JPEG,
     BadImage,
@@ -29,10 +33,6 @@ from fastpsl.pipelines.data.dataset import (
     read_bytes,
     spread_indices,
 )
-from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, REASONS, WRONG_COMPONENTS, WRONG_SIZE
-from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, SyntheticDecoder
-from fastpsl.pipelines.image import libturbo
-from fastpsl.pipelines.image.jpeg import jpeg_header
 
 if TYPE_CHECKING:
     import torch

@@ -27,7 +27,6 @@ from typing_extensions import override
 
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.files.workers import Workers
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_RAW, SampleTable
 from fastpsl.pipelines.decoders.codes import BAD_BOX, GOOD
 from fastpsl.pipelines.decoders.dali_pipeline import HW_DECODER_LOAD, DaliPipeline, Graph, put, why_missing
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, cannot, is_isotropic
@@ -35,6 +34,7 @@ from fastpsl.pipelines.decoders.memory import Arenas, to_device
 from fastpsl.pipelines.decoders.pillow import PillowDecoder
 from fastpsl.pipelines.decoders.read_samples import Encoded
 from fastpsl.pipelines.decoders.whole_images import decode_whole
+from fastpsl.pipelines.interface.dataset import MODE_FILE, MODE_RAW, SampleTable
 
 _SUCCESS, _ARCH_MISMATCH = 0, 7  # nvjpegStatus_t (nvjpeg.h)
 _HARDWARE = 3  # nvjpegBackend_t: NVJPEG_BACKEND_HARDWARE

@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.kernels.isotropic import margin_px
-from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders.codes import AREA, check_request
+from fastpsl.pipelines.interface.dataset import SampleTable
 
 if TYPE_CHECKING:
     from torch import Tensor

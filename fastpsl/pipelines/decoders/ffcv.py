@@ -14,8 +14,6 @@ from typing_extensions import override
 from fastpsl.kernels import isotropic, isotropic_loops
 from fastpsl.kernels.isotropic import DIAGONAL
 from fastpsl.kernels.isotropic_loops import isotropic_resize
-from fastpsl.pipelines.data import dataset
-from fastpsl.pipelines.data.dataset import MODE_RAW
 from fastpsl.pipelines.decoders import codes, libffcv, read_samples
 from fastpsl.pipelines.decoders.codes import AREA, BAD_BOX, CORRUPT, GOOD
 from fastpsl.pipelines.decoders.decoder import Decoder, Request
@@ -24,6 +22,8 @@ from fastpsl.pipelines.decoders.read_samples import read_checked, stamp
 from fastpsl.pipelines.image import area, jpeg
 from fastpsl.pipelines.image.area import area_resize
 from fastpsl.pipelines.image.jpeg import standard_codes
+from fastpsl.pipelines.interface import dataset
+from fastpsl.pipelines.interface.dataset import MODE_RAW
 
 # A JPEG is decoded at 1/d (2, 4, 8) where every box is at least 1.5 d times as large as its crop. The mean
 # difference to a full decode in 1/255 on 40 photos, for d = 2 / 4 / 8: with 1.0 d 2.2 / 2.4 / 3.1, with 1.5 d

@@ -9,15 +9,6 @@ from types import ModuleType
 import numpy as np
 from numba import njit
 
-from fastpsl.pipelines.data import dataset
-from fastpsl.pipelines.data.dataset import (
-    MODE_FILE,
-    MODE_JPEG,
-    MODE_RAW,
-    SampleTable,
-    is_of_one_file,
-    open_file,
-)
 from fastpsl.pipelines.decoders import codes, libffcv
 from fastpsl.pipelines.decoders.codes import (
     BAD_MODE,
@@ -36,6 +27,15 @@ from fastpsl.pipelines.decoders.memory import Arenas
 from fastpsl.pipelines.image import jpeg, orientation
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, SCANS_GOOD, SCANS_STANDARD_CODES
 from fastpsl.pipelines.image.orientation import TURNED
+from fastpsl.pipelines.interface import dataset
+from fastpsl.pipelines.interface.dataset import (
+    MODE_FILE,
+    MODE_JPEG,
+    MODE_RAW,
+    SampleTable,
+    is_of_one_file,
+    open_file,
+)
 
 _jpeg_header = njit(nogil=True)(jpeg.jpeg_header)
 

@@ -11,10 +11,10 @@ from typing_extensions import override
 
 from fastpsl.console.progress import operation
 from fastpsl.kernels.device_crops import area_form, crop_area, crop_isotropic
-from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, cannot, is_isotropic
 from fastpsl.pipelines.decoders.memory import to_device
+from fastpsl.pipelines.interface.dataset import Dataset, SampleTable
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.beton.reader import Beton

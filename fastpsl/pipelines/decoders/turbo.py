@@ -13,11 +13,11 @@ from typing_extensions import override
 
 from fastpsl.files.workers import default_num_threads, num_local_ranks
 from fastpsl.kernels.isotropic import DIAGONAL, margin_px, reach_px
-from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.decoder import Decoder, Request, is_isotropic
 from fastpsl.pipelines.decoders.whole_images import decode_whole
 from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.interface.dataset import SampleTable
 
 # A window with more than this many times the bytes of its sample's crops is cropped on the CPU. There nearly
 # all its cost is the decoding, and copies and memory would have no bound.

@@ -2,7 +2,12 @@
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import (
+from fastpsl.pipelines.decoders import codes
+from fastpsl.pipelines.image.coefficients import OtherVersion, to_jpeg
+from fastpsl.pipelines.image.image_file import decode_any
+from fastpsl.pipelines.image.jpeg import HEADER_GOOD, decode_plainly, jpeg_header
+from fastpsl.pipelines.image.orientation import TURNED, turn
+from fastpsl.pipelines.interface.dataset import (
     MODE_COEFFICIENTS,
     MODE_FILE,
     MODE_JPEG,
@@ -11,12 +16,7 @@ from fastpsl.pipelines.data.dataset import (
     SampleTable,
     read_bytes,
 )
-from fastpsl.pipelines.data.reading import Reading
-from fastpsl.pipelines.decoders import codes
-from fastpsl.pipelines.image.coefficients import OtherVersion, to_jpeg
-from fastpsl.pipelines.image.image_file import decode_any
-from fastpsl.pipelines.image.jpeg import HEADER_GOOD, decode_plainly, jpeg_header
-from fastpsl.pipelines.image.orientation import TURNED, turn
+from fastpsl.pipelines.interface.reading import Reading
 
 
 def decode_whole(rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:

@@ -22,9 +22,9 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from fastpsl.console.installed import install
-from fastpsl.pipelines.data.dataset import MAX_PIXELS, BadImage
-from fastpsl.pipelines.data.reading import Reading
 from fastpsl.pipelines.image.host_settings import log_quietly
+from fastpsl.pipelines.interface.dataset import MAX_PIXELS, BadImage
+from fastpsl.pipelines.interface.reading import Reading
 
 _MAX_BYTES = 3 * MAX_PIXELS  # of a decoded strip or tile, as the largest RGB image has
 _ROWS_BYTES = 1 << 20  # of the rows that become 8 bits at a time

@@ -8,8 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header, standard_codes
+from fastpsl.pipelines.interface.dataset import BadImage
 
 VERSION = 1
 _ALIGNMENT = 16

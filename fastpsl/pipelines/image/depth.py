@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from fastpsl.console.words import worded
-from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.reading import range_text
+from fastpsl.pipelines.interface.dataset import BadImage
+from fastpsl.pipelines.interface.reading import range_text
 
 _FULL = 65535  # the value that becomes 255 without a range
 BYTE = 8  # bits

@@ -24,8 +24,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from fastpsl.console.installed import install
 from fastpsl.files.system_errors import is_of_the_system
-from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT, BadImage, open_file
-from fastpsl.pipelines.data.reading import PLAIN, Reading
 from fastpsl.pipelines.image.bands import (
     Layout,
     check_bands,
@@ -48,6 +46,8 @@ from fastpsl.pipelines.image.orientation import (
     tiff_orientation,
     turn,
 )
+from fastpsl.pipelines.interface.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT, BadImage, open_file
+from fastpsl.pipelines.interface.reading import PLAIN, Reading
 
 # The brands of HEVC images and sequences; source: ISO/IEC 23008-12, annex B.
 _BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, UPRIGHT
+from fastpsl.pipelines.interface.dataset import MAX_FILE_BYTES, UPRIGHT
 
 TURNED = 5  # orientations from here on swap height and width
 ORIENTATION_TAG = 0x0112

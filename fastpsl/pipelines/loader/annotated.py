@@ -17,10 +17,10 @@ from torch import Tensor
 
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.files.workers import Workers, default_num_threads
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.choose import reason_of
 from fastpsl.pipelines.decoders.memory import to_device
 from fastpsl.pipelines.decoders.whole_images import decode_whole
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.batch import BadSample, BadSampleError
 from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
 from fastpsl.pipelines.views import ViewSpec

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.device_crops import crop_ragged, fused_form
-from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, is_isotropic
 from fastpsl.pipelines.decoders.memory import pinned_empty, to_device
 from fastpsl.pipelines.decoders.turbo import TurboDecoder, plan_windows
+from fastpsl.pipelines.interface.dataset import SampleTable
 from fastpsl.pipelines.loader.batch import pack, unpack
 from fastpsl.pipelines.views import ViewSpec
 

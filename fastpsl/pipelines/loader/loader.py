@@ -23,10 +23,10 @@ from fastpsl.console.words import number_of
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.remote import FetchAhead, remote_pages
-from fastpsl.pipelines.data.dataset import Dataset, size_in_words
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.decoders.choose import open_decoder
 from fastpsl.pipelines.decoders.decoder import Decoder
+from fastpsl.pipelines.interface.dataset import Dataset, size_in_words
 from fastpsl.pipelines.loader.batch import Batch, checked_device
 from fastpsl.pipelines.loader.device_windows import crops_on_device
 from fastpsl.pipelines.loader.engines import PendingBatch, QueueEngine, ThreadEngine

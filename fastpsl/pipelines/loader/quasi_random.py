@@ -22,7 +22,7 @@ import numpy as np
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.beton.pages import Pages, pages_of
 from fastpsl.pipelines.beton.remote import FetchAhead, remote_pages, require_room
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.order import Order, keys_of
 from fastpsl.pipelines.loader.readahead import Readahead
 

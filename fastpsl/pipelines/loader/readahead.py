@@ -18,8 +18,8 @@ from fastpsl.pipelines.beton.remote import (
     remote_pages,
     require_room,
 )
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.order import PADDING, Order, index_of, step_indices
 
 _MIN_PIECE_KIB = 128  # Linux's usual read-ahead, where neither number below is known

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.draws import Keys
-from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders.choose import reason_of
 from fastpsl.pipelines.decoders.codes import AREA, GOOD, READING
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.resident import ResidentDecoder
+from fastpsl.pipelines.interface.dataset import Dataset, SampleTable
 from fastpsl.pipelines.loader.batch import BadSample, BadSampleError, Batch
 from fastpsl.pipelines.loader.order import PADDING, index_of
 from fastpsl.pipelines.views import Crop, ViewSpec, drawn_as

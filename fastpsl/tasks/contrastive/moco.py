@@ -30,8 +30,8 @@ from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.models.backbone import cast_layers
 from fastpsl.models.convolutional import AveragePool
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.memory import to_device
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.info_nce import InfoNCE, enqueue, info_nce

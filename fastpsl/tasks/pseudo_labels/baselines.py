@@ -12,7 +12,7 @@ from fastpsl.console.screen import Progress
 from fastpsl.engine.distributed import World
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.draws import Keys, Slot, integers
-from fastpsl.pipelines.data.dataset import Dataset, require_labels
+from fastpsl.pipelines.interface.dataset import Dataset, require_labels
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.pseudo_labels.k_means import fit_whitening

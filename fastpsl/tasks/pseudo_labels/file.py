@@ -19,8 +19,8 @@ from fastpsl.files.digest import blake2b
 from fastpsl.files.json_records import Form, parse
 from fastpsl.files.system_errors import output_errors, raise_of_the_system
 from fastpsl.files.untrusted import open_npz
-from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.identity import in_digits, not_compared, same_data
+from fastpsl.pipelines.interface.dataset import Dataset
+from fastpsl.pipelines.interface.identity import in_digits, not_compared, same_data
 
 NAME = "labels.npz"
 SECOND_NAME = "labels_b.npz"  # of IIC's second head, for comparison alone

@@ -40,7 +40,7 @@ from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import was_cut_short
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, Op, ViewSpec
 from fastpsl.tasks.classify import linear

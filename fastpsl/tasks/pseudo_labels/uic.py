@@ -24,7 +24,7 @@ from fastpsl.kernels.colour import Grey
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import newest_checkpoint
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
 from fastpsl.tasks.contrastive.simclr import SIMCLR_COLOUR, simclr_blur
 from fastpsl.tasks.pseudo_labels.file import NAME, labels_of, write_labels

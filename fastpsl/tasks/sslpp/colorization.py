@@ -17,7 +17,7 @@ from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.kernels.lab import NUM_BINS, ab_bins, lab, soft_bins
 from fastpsl.kernels.normalise import to_float32
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
 from fastpsl.tasks.sslpp.context import FromVectors

@@ -24,7 +24,7 @@ from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.models.factory import make_backbone
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
 from fastpsl.tasks.classify import average_and_linear, cross_entropies, masked_cross_entropy

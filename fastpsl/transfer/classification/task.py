@@ -28,8 +28,8 @@ from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.voc.dataset import VOC
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader

@@ -25,8 +25,8 @@ from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.kernels.draws import Keys, Slot, integers, uniforms
 from fastpsl.models.backbone import Backbone
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.voc.dataset import VOC, open_train_and_test
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_image
 from fastpsl.pipelines.views import Input
 from fastpsl.transfer.detection.detector import Detector, layout_of

@@ -24,9 +24,9 @@ from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.files.atomic import write_atomically
 from fastpsl.kernels.draws import Keys, Slot, uniforms
-from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.voc.annotations import VOID, mask_png, palette
 from fastpsl.pipelines.datasets.voc.dataset import VOC
+from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_image
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, ViewSpec

@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.image.host_settings import decoding
 from fastpsl.pipelines.image.image_file import check_pixels
+from fastpsl.pipelines.interface.dataset import BadImage
 
 
 class Objects(NamedTuple):

@@ -24,11 +24,11 @@ from fastpsl.files.caches import checked_once
 from fastpsl.files.digest import blake2b
 from fastpsl.files.system_errors import input_errors, raise_of_the_system
 from fastpsl.files.workers import default_num_threads, map_in_order
-from fastpsl.pipelines.data.dataset import BadImage, Local, SampleTable, checked
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.voc.annotations import Objects, read_mask, read_objects
 from fastpsl.pipelines.image.image_file import upright_size
-from fastpsl.pipelines.sources.text_lists import lines_of, require_text
+from fastpsl.pipelines.interface.dataset import BadImage, Local, SampleTable, checked
+from fastpsl.pipelines.readers.text_lists import lines_of, require_text
 
 Needs = Literal["boxes", "masks"]
 

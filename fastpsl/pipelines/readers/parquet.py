@@ -26,11 +26,11 @@ from fastpsl.files.remote.address import RemoteObject
 from fastpsl.files.remote.failures import RemoteDataError
 from fastpsl.files.system_errors import input_errors, raise_of_the_system
 from fastpsl.pipelines.beton.shard import MAX_LABEL
-from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.source import Counted, Picks, Sample, changed, choose_split, parts_of
-from fastpsl.pipelines.sources.folder import SourceFile, open_file
-from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number, is_label_word
-from fastpsl.pipelines.sources.text_lists import shorten
+from fastpsl.pipelines.interface.dataset import BadImage
+from fastpsl.pipelines.interface.source import Counted, Picks, Sample, changed, choose_split, parts_of
+from fastpsl.pipelines.readers.folder import SourceFile, open_file
+from fastpsl.pipelines.readers.labels import NO_LABELS, Census, class_number, is_label_word
+from fastpsl.pipelines.readers.text_lists import shorten
 
 NO_COLUMN = "none"
 _LABEL_KINDS = ("classes", "integer", "number", "text")

@@ -13,8 +13,8 @@ import numpy as np
 
 from fastpsl.console.words import number_of
 from fastpsl.files.leftovers import is_leftover
-from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.reading import PLAIN, Reading
+from fastpsl.pipelines.interface.dataset import BadImage
+from fastpsl.pipelines.interface.reading import PLAIN, Reading
 
 BAD, SMALL, OTHERS, LEFTOVERS, REPLACED, SAME_KEY, EMPTY = (
     "bad", "small", "other files", "leftovers", "replaced", "same key", "empty classes"

@@ -17,11 +17,11 @@ from fastpsl.pipelines.beton.output import bad_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.datasets.open import open_source
-from fastpsl.pipelines.sources import tar
+from fastpsl.pipelines.interface.dataset import BadImage
+from fastpsl.pipelines.readers import tar
 from tests.pipelines.photos import jpeg, photo
-from tests.pipelines.sources import refused, samples
+from tests.pipelines.readers import refused, samples
 from tests.pipelines.written import make_tar, tar_bytes, tree
 
 PHOTOS = [jpeg(photo(i, 40 + i, 60 - i)) for i in range(8)]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fastpsl.pipelines.sample.landscapes import noise
+from fastpsl.pipelines.embedded.landscapes import noise
 
 Field = np.ndarray
 

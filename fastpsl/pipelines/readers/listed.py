@@ -24,9 +24,9 @@ from random import Random
 from fastpsl.console.progress import operation
 from fastpsl.files.system_errors import input_error
 from fastpsl.files.workers import map_in_order
-from fastpsl.pipelines.data.source import Counted, Picks, Sample, Tally
-from fastpsl.pipelines.sources.folder import image_folder
-from fastpsl.pipelines.sources.text_lists import (
+from fastpsl.pipelines.interface.source import Counted, Picks, Sample, Tally
+from fastpsl.pipelines.readers.folder import image_folder
+from fastpsl.pipelines.readers.text_lists import (
     BELOW,
     Names,
     entries,

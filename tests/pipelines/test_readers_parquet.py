@@ -9,11 +9,11 @@ import pytest
 
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.datasets.open import open_source
+from fastpsl.pipelines.interface.dataset import BadImage
 from tests.pipelines.memory import printed_by
 from tests.pipelines.photos import jpeg, photo
-from tests.pipelines.sources import refused, samples
+from tests.pipelines.readers import refused, samples
 
 datasets = pytest.importorskip("datasets")
 pyarrow = pytest.importorskip("pyarrow")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets.open import open_source
+from fastpsl.pipelines.interface.source import Sample
 
 
 def samples(src: object, **options: Any) -> list[Sample]:

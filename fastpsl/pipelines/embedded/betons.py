@@ -21,8 +21,8 @@ from fastpsl.files.workers import usable_cores
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import Sample
-from fastpsl.pipelines.sample.patterns import CLASS_NAMES, draw_image
+from fastpsl.pipelines.embedded.patterns import CLASS_NAMES, draw_image
+from fastpsl.pipelines.interface.source import Sample
 
 SEED = 20240
 _PAGE_BYTES = 1 << 21

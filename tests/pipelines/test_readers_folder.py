@@ -13,12 +13,12 @@ from fastpsl.pipelines.beton.output import bad_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import info
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.source import is_image
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.open import check_form, open_data
-from fastpsl.pipelines.sources.folder import folder_classes, image_folder
+from fastpsl.pipelines.interface.source import is_image
+from fastpsl.pipelines.readers.folder import folder_classes, image_folder
 from tests.pipelines.photos import jpeg, photo
-from tests.pipelines.sources import refused
+from tests.pipelines.readers import refused
 from tests.pipelines.written import tree, write_folder
 
 

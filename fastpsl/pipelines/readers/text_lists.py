@@ -19,8 +19,8 @@ from fastpsl.console.words import pasted
 from fastpsl.files.leftovers import is_in_leftovers
 from fastpsl.files.system_errors import input_errors
 from fastpsl.pipelines.beton.shard import MAX_LABEL
-from fastpsl.pipelines.data.source import EXTENSIONS, LEFTOVERS, Tally, has_image_ending
-from fastpsl.pipelines.sources.labels import as_label, is_label_word, is_number, is_path_word
+from fastpsl.pipelines.interface.source import EXTENSIONS, LEFTOVERS, Tally, has_image_ending
+from fastpsl.pipelines.readers.labels import as_label, is_label_word, is_number, is_path_word
 
 _PATH = re.compile(rf"(.*(?:{'|'.join(map(re.escape, EXTENSIONS))}))(\s+)([^\s,;].*)", re.IGNORECASE)
 _BOX = re.compile(r"[0-9]+(\t[0-9]+){3}")  # Tiny-ImageNet's val_annotations.txt has one after the class

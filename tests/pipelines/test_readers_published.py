@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from torchvision import datasets
+from typing_extensions import override
 
 from fastpsl.files.untrusted import load_plain
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.datasets.open import open_source
-from fastpsl.pipelines.sources import published
+from fastpsl.pipelines.readers import published
 from tests.pipelines import published_files as made
-from tests.pipelines.sources import refused, samples
+from tests.pipelines.readers import refused, samples
 
 # Archive → format, folder, its files of (images, labels, names), images of 32 or 96 px, and the split sizes.
 LAYOUTS: dict[str, tuple[Any, ...]] = {
@@ -64,7 +65,7 @@ def test_every_split_from_archive_and_folder_in_any_shards_and_as_torchvision(
                 open_source(str(where), format, split=split, shard=(i, num_shards)) for i in range(num_shards)
             ]
             found = [sample for part in parts for sample in part.samples()]
-            assert (np.stack([sample.image for sample in found]) == images).all()
+            assert (np.stack([np.asarray(sample.image) for sample in found]) == images).all()
             assert [sample.label for sample in found] == labels.tolist() and found[0].name.endswith("[0]")
             assert parts[0].class_names == names and parts[0].mode == "raw" and not parts[0].notes
         if not list(folder.glob("*.bin")) or format == "stl10":
@@ -124,6 +125,7 @@ PLAIN = {
 
 
 class Evil:
+    @override
     def __reduce__(self) -> Any:
         return os.mkdir, ("evil",)
 

@@ -22,7 +22,7 @@ from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.paths import named_files, require_existing
 from fastpsl.files.remote.address import RemoteObject, is_remote, open_stream, remote_objects
 from fastpsl.files.system_errors import input_errors, raise_of_the_system
-from fastpsl.pipelines.data.source import (
+from fastpsl.pipelines.interface.source import (
     EMPTY,
     EXTENSIONS,
     LEFTOVERS,
@@ -34,7 +34,7 @@ from fastpsl.pipelines.data.source import (
     changed,
     is_image,
 )
-from fastpsl.pipelines.sources.text_lists import entries, open_text
+from fastpsl.pipelines.readers.text_lists import entries, open_text
 
 SourceFile = Path | RemoteObject
 """A file; its `name` is the last part of its path or address, and `str` is all of it."""

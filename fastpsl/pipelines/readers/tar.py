@@ -36,8 +36,8 @@ from fastpsl.files.remote.failures import RemoteDataError
 from fastpsl.files.system_errors import input_error, raise_of_the_system
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
 from fastpsl.pipelines.beton.shard import MAX_LABEL
-from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, BadImage, is_of_one_file
-from fastpsl.pipelines.data.source import (
+from fastpsl.pipelines.interface.dataset import MAX_FILE_BYTES, BadImage, is_of_one_file
+from fastpsl.pipelines.interface.source import (
     EXTENSIONS,
     LEFTOVERS,
     OTHERS,
@@ -50,8 +50,8 @@ from fastpsl.pipelines.data.source import (
     changed,
     is_image,
 )
-from fastpsl.pipelines.sources.folder import PARTS, SourceFile, open_file, size_of, tar_parts_error
-from fastpsl.pipelines.sources.labels import Census, class_number
+from fastpsl.pipelines.readers.folder import PARTS, SourceFile, open_file, size_of, tar_parts_error
+from fastpsl.pipelines.readers.labels import Census, class_number
 
 # The errors of reading a damaged tar. ValueError and OverflowError come from senseless numbers and names,
 # RuntimeError from bz2 when it is read again after an error.

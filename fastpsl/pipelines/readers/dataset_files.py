@@ -9,15 +9,15 @@ import numpy as np
 
 from fastpsl.files.system_errors import input_error
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import (
+from fastpsl.pipelines.decoders.codes import REASONS, SHORT_READ
+from fastpsl.pipelines.interface.dataset import (
     MODE_COEFFICIENTS,
     MODE_RAW,
     BadImage,
     SampleTable,
     read_bytes,
 )
-from fastpsl.pipelines.data.source import Counted, Packed, Picks, Sample
-from fastpsl.pipelines.decoders.codes import REASONS, SHORT_READ
+from fastpsl.pipelines.interface.source import Counted, Packed, Picks, Sample
 
 _CHUNK = 4096  # rows of the tables read at a time
 

@@ -23,8 +23,8 @@ from typing_extensions import override
 
 from fastpsl.files.system_errors import input_error
 from fastpsl.pipelines.beton.shard import MAX_LABEL
-from fastpsl.pipelines.data.source import Counted, Picks, Sample, choose_split
-from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number
+from fastpsl.pipelines.interface.source import Counted, Picks, Sample, choose_split
+from fastpsl.pipelines.readers.labels import NO_LABELS, Census, class_number
 
 IMAGE_WORDS = ("images", "image", "imgs", "img", "data", "x")
 LABEL_WORDS = ("labels", "label", "targets", "target", "y")

@@ -12,8 +12,8 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.datasets.open import open_source
-from fastpsl.pipelines.sources import arrays
-from tests.pipelines.sources import refused, samples
+from fastpsl.pipelines.readers import arrays
+from tests.pipelines.readers import refused, samples
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (10, 8, 6, 3), dtype=np.uint8)

@@ -12,7 +12,7 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.console.words import number_of, pasted
-from fastpsl.pipelines.data.reading import PLAIN, Reading
+from fastpsl.pipelines.interface.reading import PLAIN, Reading
 
 MAX_FILE_BYTES = 256 << 20  # larger image files are refused without reading them
 MAX_PIXELS = 1 << 29  # so the bytes of an image as RGB, 1.6 GB, are a number of 32 bits

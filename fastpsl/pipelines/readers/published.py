@@ -23,7 +23,7 @@ import numpy as np
 from fastpsl.files.digest import md5
 from fastpsl.files.system_errors import raise_of_the_system
 from fastpsl.files.untrusted import load_plain
-from fastpsl.pipelines.data.source import Counted, Picks, Sample, changed
+from fastpsl.pipelines.interface.source import Counted, Picks, Sample, changed
 
 PAGES = {
     "cifar10": "https://www.cs.toronto.edu/~kriz/cifar.html",

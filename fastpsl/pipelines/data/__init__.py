@@ -1,1 +1,0 @@
-"""What a data set and a source of samples are."""
