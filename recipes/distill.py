@@ -45,7 +45,7 @@ class Options(PretrainOptions):
     weights, or FILE.py:CLASS (your own module with its weights, which runs).
     """
     teacher_backbone: str | None = field(default=None, metadata=MACHINE)
-    """Of a file of weights that does not say it: the network, as for --backbone."""
+    """For a file of weights that does not name its network: the network, as for --backbone."""
     teacher_px: int | None = field(default=None, metadata=MACHINE)
     """Side of the teacher's images; by default that of its training."""
     teacher_sees: Literal["image", "crop"] = "image"

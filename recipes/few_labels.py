@@ -42,7 +42,7 @@ class Options(FloorOptions):
     more_runs: Positional[Annotated[tuple[str, ...], arg(metavar="[RUN ...]")]] = field(
         default=(), metadata=MACHINE
     )
-    """More of them, scored on the same images and drawn beside each other."""
+    """More RUNs, scored on the same images and drawn beside each other."""
     labels_per_class: tuple[int, ...]
     """Images of each class to learn from, drawn by --seed (`eval blocks` takes the first of the data)."""
     draws: int = 5

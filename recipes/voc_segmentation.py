@@ -49,7 +49,7 @@ class Options(VocOptions, TrainedEvaluationOptions):
     lr: float | None = None
     """First learning rate, the same for every batch size; by default the protocol's."""
     batchnorm: Literal["train", "eval", "fixed"] | None = None
-    """train, for random weights; eval: running statistics; fixed: these, not learned; default: protocol's."""
+    """train, for random weights; eval: running statistics; fixed: eval, fixed scales; default: protocol's."""
 
     def constants(self) -> segmentation.SegmentationProtocol:
         """Return the protocol with the values of the command line."""

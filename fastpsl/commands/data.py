@@ -44,15 +44,15 @@ class _Writing:
     format: Literal[
         "auto", "folder", "list", "tar", "npz", "parquet", "beton", "cifar10", "cifar100", "stl10"
     ] = "auto"  # fmt: skip
-    """What SRC is. [told from SRC]"""
+    """The kind of SRC. [recognised by SRC's names and contents]"""
     split: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Which part of a SRC that holds several, e.g. train."""
     image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of parquet and hf:, where several may hold images."""
+    """For parquet and hf: the column of images, if several may hold them."""
     label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Of parquet and hf:, where several may hold labels; none for no labels."""
+    """For parquet and hf: the column of labels, if several may hold them; none for no labels."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
-    """Threads; the file does not depend on it. [one per core]"""
+    """Number of threads, on which the file does not depend. [one per core]"""
     max_bad: Annotated[str, tyro.conf.arg(metavar="N|N%")] = "1%"
     """How many bad images are left out and listed before writing stops with exit 2."""
     if TYPE_CHECKING:  # the last ones of a command
@@ -247,15 +247,16 @@ class Write(_Writing):
     """Write shards of about this size, e.g. 1000, named train-00000-of-00003.beton for OUT train.beton. [one
     file]"""
     min_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 0
-    """Leave out images whose shorter side, as stored, is less, and list them in OUT.small.csv; they count as
-    none of the bad."""
+    """Leave out images whose shorter side, as stored, is less, and list them in OUT.small.csv; they do not
+    count as bad images."""
     range: Annotated[str | None, tyro.conf.arg(metavar="auto|LOW:HIGH")] = None
     """Of images of more than 8 bits: the values that become 0 and 255, e.g. 0:4095; auto: the least and the
     greatest of up to 256 images. Others are clipped and counted. [all that their bits hold]"""
     bands: Annotated[str | None, tyro.conf.arg(metavar="N[,N,N]")] = None
     """Of images of more bands than colours: one or three to take, counted from 1, e.g. 4,3,2."""
     dry_run: bool = False
-    """Write nothing; say by some of the images what OUT will weigh, how long it takes, and what is free."""
+    """Write nothing; estimate OUT's size and the time from some of the images, and show the disk's free
+    space."""
     cache_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """For an OUT elsewhere: where it is written before it is uploaded. [a folder in $TMPDIR]"""
     overwrite: bool = False

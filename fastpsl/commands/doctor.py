@@ -55,7 +55,7 @@ class Doctor:
     json: bool = False
     """One JSON object on stdout instead of the screen."""
     stages: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME...")] = None
-    """Of the recipe's plan, such as S1 S3. [all]"""
+    """Stages of the recipe's plan to measure, such as S1 S3. [all]"""
     seconds: Annotated[float | None, tyro.conf.arg(metavar="NUM")] = None
     """Length of a timed region, of which there are many; one step at least. [1; 0.3 without --data]"""
     gpus: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None

@@ -35,13 +35,14 @@ class Export:
         tyro.conf.arg(metavar="NAME", help=f"Of others' weights and of your own module: {ANY_BACKBONE}."),
     ] = None
     input_channels: Literal["RGB", "L", "Sobel", "SobelXY"] | None = None
-    """Of others' weights: what they were trained on."""
+    """For weights of other projects: the channels that they were trained on."""
     input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="MEAN...")] = None
-    """Of others' weights: what was taken off pixels in [0, 1], one value per channel."""
+    """For weights of other projects: the mean that was subtracted from pixels in [0, 1], one value per
+    channel."""
     input_std: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="STD...")] = None
-    """Of others' weights: the standard deviation, what inputs were divided by."""
+    """For weights of other projects: the standard deviation that inputs were divided by."""
     input_size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
-    """Of others' weights: side of their crops."""
+    """For weights of other projects: side of their crops."""
 
     def run(self) -> None:
         """Write the file and print what it holds."""

@@ -59,11 +59,12 @@ class ExtractionOptions:
         ),
     ] = None
     input_channels: Literal["RGB", "L", "Sobel", "SobelXY"] | None = None
-    """For others' weights: what they were trained on."""
+    """For weights of other projects: the channels that they were trained on."""
     input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
-    """For others' weights: the mean that was taken off, one value per channel, of pixels in [0, 1]."""
+    """For weights of other projects: the mean that was subtracted from pixels in [0, 1], one value per
+    channel."""
     input_std: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
-    """For others' weights: the standard deviation that was divided by."""
+    """For weights of other projects: the standard deviation that inputs were divided by."""
     range: Annotated[str | None, tyro.conf.arg(metavar="auto|LOW:HIGH")] = None
     """As in a recipe. [that of the run's images]"""
     bands: Annotated[str | None, tyro.conf.arg(metavar="N,N,N")] = None
@@ -150,7 +151,7 @@ class Features:
     """The file to write."""
     block: Block = "final"
     dtype: Literal["float16", "float32"] = "float16"
-    """Of the file."""
+    """Number format of the file."""
     overwrite: bool = False
     """Replace F.npy, which is refused otherwise."""
     extraction: ExtractionOptions = field(default_factory=ExtractionOptions)
@@ -189,7 +190,7 @@ class TSNE:
     """About how many neighbours each point has; less than the images.
     [30, or a third of the images]"""
     seed: int = 0
-    """Of the images that are drawn, of t-SNE, and of random weights."""
+    """Seed of the drawn images, of t-SNE, and of random weights."""
     random_weights: RandomWeights = False
     extraction: ExtractionOptions = field(default_factory=ExtractionOptions)
     """How features are computed."""
@@ -237,7 +238,7 @@ class Retrieve:
     query_indices: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INDEX...")] = ()
     """Queries in the figure, from 0, instead of drawn ones."""
     seed: int = 0
-    """Of the queries that are shown, and of random weights."""
+    """Seed of the queries that are shown, and of random weights."""
     random_weights: RandomWeights = False
     floor: bool = True
     """Also search with the same network before any training. It takes as long again, once: the precision is

@@ -53,7 +53,7 @@ class MakeLabels:
     pca_width: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Of k-means: principal components of the pixels that are clustered. [64]"""
     seed: int = 0
-    """Of random labels, and of the clusters that features and k-means start from."""
+    """Seed of random labels, and of the clusters that features and k-means start from."""
     overwrite: bool = False
     """Replace FILE.npz, which is refused otherwise."""
     extraction: LabelExtraction = field(default_factory=LabelExtraction)

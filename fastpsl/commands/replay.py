@@ -51,7 +51,7 @@ class Replay:
     teacher: Annotated[str | None, tyro.conf.arg(metavar="TEACHER")] = None
     """A distillation's teacher, if it has moved or is a FILE.py:CLASS. [the run's]"""
     teacher_backbone: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """What the teacher's weights are of, if it is a FILE.py:CLASS. [the run's]"""
+    """The teacher's backbone, if it is a FILE.py:CLASS. [the run's]"""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """The run's recipe, if it is a file of yours, such as my_recipe.py."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

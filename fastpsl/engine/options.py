@@ -109,7 +109,7 @@ class RunOptions:
     prefetch_batches: int = field(default=4, metadata=MACHINE | SPEED)
     """Batches that are read, decoded or ready while a step runs."""
     timeout_s: float = field(default=120.0, metadata=MACHINE | SPEED)
-    """Longest wait for a batch, in seconds. For another rank it is ten times as long."""
+    """Longest wait for a batch, in seconds. The wait for another rank is ten times as long."""
     on_bad_sample: Literal["raise", "skip"] = field(default="raise", metadata=MACHINE | DATA)
     """For an image that cannot be decoded: stop, or replace it and list it in bad-samples.csv."""
 
@@ -336,13 +336,13 @@ class PretrainOptions(TrainingOptions):
         default="psl", metadata=PLAN
     )
     """Which blocks learn in which stage (PSL, sections 3.2 and 4.5); end_to_end: all of them; blockwise: all
-    at once, each stage's by a loss of their own; continue: those from --first-learning, the others stay as
-    --init has them.
+    at once, each stage's blocks by a loss of their own; continue: those from --first-learning, the others
+    stay as --init has them.
     """
     first_learning: str | None = field(default=None, metadata=PLAN)
     """For --plan continue: the first block that learns, such as B3; by default the one above the best kNN."""
     epochs: tuple[int, ...] = field(default=(60, 60, 60), metadata=PLAN)
-    """Epochs of each stage: as many values, as many stages. One value trains all blocks end to end."""
+    """Epochs of each stage; their number is that of the stages. One value trains all blocks end to end."""
     batch_size: PerStage = field(default=256, metadata=OPTIMISATION)  # type: ignore[assignment]
     """Images per step, over all GPUs and accumulated batches: one value, or one for each stage."""
     crop_scale: Annotated[
@@ -368,11 +368,11 @@ class PretrainOptions(TrainingOptions):
     probe_every: int | None = field(default=None, metadata=MACHINE | MONITORING)
     """Epochs between further tests of the features by kNN, which each stage's end has anyway (0: no test)."""
     freeze_when: Literal["never", "knn", "similarity"] = field(default="never", metadata=PLAN)
-    """End a stage once its features have settled: their kNN accuracy, or they themselves, test by test."""
+    """End a stage once its features' kNN accuracy, or the features themselves, stay from test to test."""
     freeze_looks: int = field(default=3, metadata=PLAN)
-    """For --freeze-when: tests in a row in which they do not move. The tests are those of --probe-every."""
+    """For --freeze-when: tests in a row without a change. The tests are those of --probe-every."""
     freeze_within: float = field(default=0.01, metadata=PLAN)
-    """For --freeze-when: the largest gain of the accuracy, or change of the similarity, that is no move."""
+    """For --freeze-when: the largest gain of accuracy, or loss of similarity, that counts as no change."""
     freeze_min_epochs: int = field(default=1, metadata=PLAN)
     """For --freeze-when: epochs that a stage has at least."""
 

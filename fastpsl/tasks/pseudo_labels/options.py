@@ -32,7 +32,7 @@ class UICOptions(SGDOptions):
     backbone: str
     """Name of the network, as in other recipes."""
     num_clusters: int
-    """Of the classifier; none is ever empty."""
+    """Number of clusters, the classes of the classifier; none is ever empty."""
     input_channels: Literal["RGB", "SobelXY"]
     """What the network sees: the image, or its grey value's two gradients."""
     augment: Augmentation
@@ -91,7 +91,7 @@ class IICOptions(PretrainOptions):
     num_clusters: int
     """Clusters of the head that makes the labels."""
     num_heads: Literal[1, 2]
-    """2: another head of --second-clusters learns beside the first, in two epochs after each of its."""
+    """2: a second head, of --second-clusters, learns for two epochs after each epoch of the first."""
     second_clusters: int = 10
     """Clusters of the second head."""
     num_sub_heads: int

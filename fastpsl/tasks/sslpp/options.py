@@ -36,7 +36,7 @@ class SSLPlusPlusOptions(PretrainOptions):
     proxy: bool = True
     """Learn the proxy task; --no-proxy: the pseudo-labels alone."""
     num_clusters: int = 70
-    """Of coupled labels; a file has its own."""
+    """Number of clusters of coupled labels; a file of labels has its own number."""
     lr: float
     """Learning rate at the start."""
     intervals: tuple[int, ...]
