@@ -255,8 +255,7 @@ class Write(_Writing):
     bands: Annotated[str | None, tyro.conf.arg(metavar="N[,N,N]")] = None
     """Of images of more bands than colours: one or three to take, counted from 1, e.g. 4,3,2."""
     dry_run: bool = False
-    """Write nothing; estimate OUT's size and the time from some of the images, and show the disk's free
-    space."""
+    """Write nothing; estimate OUT's size and the time from some images, and show the free space."""
     cache_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """For an OUT elsewhere: where it is written before it is uploaded. [a folder in $TMPDIR]"""
     overwrite: bool = False

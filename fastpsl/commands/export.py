@@ -37,8 +37,7 @@ class Export:
     input_channels: Literal["RGB", "L", "Sobel", "SobelXY"] | None = None
     """For weights of other projects: the channels that they were trained on."""
     input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="MEAN...")] = None
-    """For weights of other projects: the mean that was subtracted from pixels in [0, 1], one value per
-    channel."""
+    """For weights of other projects: mean subtracted from pixels in [0, 1], one value per channel."""
     input_std: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="STD...")] = None
     """For weights of other projects: the standard deviation that inputs were divided by."""
     input_size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
