@@ -1,9 +1,19 @@
 """Signals to a run in this process that arrive at an exact place, however fast the machine is."""
 
 from collections.abc import Callable
+from contextlib import closing
 
 from fastpsl.engine.distributed import Decision
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.run import Run
+from fastpsl.engine.trainer import pretrain
+
+
+def train_until(step: int | None, experiment: Experiment, run: Run) -> bool:
+    """Train until a signal after a step of the run, None for none, and close the run."""
+    with closing(run):
+        signal_at_step(run, step)
+        return pretrain(experiment, run)
 
 
 def signal_at_step(run: Run, step: int | None) -> None:

@@ -21,7 +21,6 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
-from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.revnet import RevNet
 from fastpsl.pipelines.views import Input, ViewSpec
@@ -30,7 +29,7 @@ from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.pseudo_labels.uic import UIC
 from fastpsl.tasks.rotation import Rotation
-from tests.engine.exact_signals import signal_at_step
+from tests.engine.exact_signals import train_until
 from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run
 from tests.programs import digests, newest_checkpoint
 from tests.warm import results_of_ranks
@@ -119,11 +118,7 @@ def test_gradients_are_the_stages_own(name: str, levels: tuple[int, ...]) -> Non
 
 def fit(out: Path, name: str, stop_at: int | None = None, **options: Any) -> bool:
     run = tiny_run(out, plan="blockwise", epochs=(1, 1, 1), **options)
-    signal_at_step(run, stop_at)
-    try:
-        return pretrain(experiment_of(name, run.options.batch_size), run)
-    finally:
-        run.close()
+    return train_until(stop_at, experiment_of(name, run.options.batch_size), run)
 
 
 @pytest.mark.filterwarnings("ignore:collapse")

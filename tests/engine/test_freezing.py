@@ -9,8 +9,7 @@ import torch
 
 from fastpsl.engine.online_probe import linear_cka
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.trainer import pretrain
-from tests.engine.exact_signals import signal_at_step
+from tests.engine.exact_signals import train_until
 from tests.engine.test_online_probe import STEPS_PER_EPOCH, probed_run, probes, timeless
 from tests.engine.test_trainer import tiny_experiment
 from tests.programs import digests, newest_checkpoint
@@ -23,12 +22,8 @@ LENGTHS = {"similarity": 2, "knn": 3}
 
 
 def fit(out: Path, stop_at: int | None = None, **options: Any) -> bool:
-    run = probed_run(out, epochs=(4, 4, 4), **options)
-    signal_at_step(run, stop_at)
-    try:
-        return pretrain(replace(tiny_experiment(), stages=make_plan("psl", (4, 4, 4))), run)
-    finally:
-        run.close()
+    experiment = replace(tiny_experiment(), stages=make_plan("psl", (4, 4, 4)))
+    return train_until(stop_at, experiment, probed_run(out, epochs=(4, 4, 4), **options))
 
 
 @pytest.mark.parametrize("rule", ["similarity", "knn"])

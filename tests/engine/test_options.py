@@ -157,14 +157,6 @@ def test_values_that_no_option_gives_stay() -> None:
     }  # fmt: skip
 
 
-def test_logs_and_checkpoints_are_as_often_as_the_docs_tell() -> None:
-    """A checkpoint every 20 minutes, the last 3 of which are kept, and a record every 10 steps."""
-    options = TrainingOptions()
-    assert (options.checkpoint_minutes, options.checkpoint_steps, options.keep_checkpoints) == (20.0, 0, 3)
-    assert options.log_steps == 10 and options.tensorboard and not options.wandb
-    assert (options.prefetch_batches, options.accumulate, options.max_steps_per_stage) == (4, 1, None)
-
-
 @pytest.mark.parametrize(("values", "seconds"), [({}, 1200.0), ({"timeout_s": 7.0}, 70.0)])
 def test_another_rank_is_waited_for_ten_times_as_long_as_a_batch(
     monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], seconds: float

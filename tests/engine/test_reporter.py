@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -168,36 +167,6 @@ def test_losses_are_those_of_a_stages_steps_that_have_one(tmp_path: Path) -> Non
     rows = [("S1", 2.0), ("S1", None), ("S2", 3.0), ("S1", 1.0)]
     file.append([{"run_step": step, "stage": stage, "loss": loss} for step, (stage, loss) in enumerate(rows)])
     assert file.losses("S1") == [2.0, 1.0] and file.losses("S2") == [3.0] and file.losses("S3") == []
-
-
-def test_the_screen_shows_what_a_person_looks_for(tmp_path: Path) -> None:
-    for terminal in (False, True):
-        folder = tmp_path / str(terminal)
-        folder.mkdir()
-        report = reporter(folder, log_steps=2)
-        assert report.screen
-        text = io.StringIO()
-        report.screen.console = Console(
-            file=text, force_terminal=terminal, width=140, highlight=False, _environ={}
-        )
-        report.stage_begins(STAGE, 0, 4, 2, WorkAhead(2, 3, 8.0))
-        for number in range(1, 5):
-            step(report, number, 0.5)
-        report.close()
-        output = re.sub(r"\x1b\[[\d;]*m", "", text.getvalue())
-        if terminal:
-            assert "step 0 of 4" in output and "step 4 of 4" in output and "epoch 2 of 2" in output
-            words: tuple[str, ...] = ("stage 2 of 3 (S1, level G1)", "loss 0.5000", "learning rate 0.1")
-            words += ("stage ETA", "images/s")
-            first = output[output.index("step 1 of 4") :].partition("step 2 of 4")[0]
-        else:
-            words = "S1 level G1", "step 4/4", "loss 0.5", "lr 0.1", "ETA 0:00:00", "img/s", "epoch 2/2"
-            _, first, *_, last = output.splitlines()
-            assert last.startswith("stage S1 level G1  step 4/4")
-        for word in (*words, "run ETA 0:00:", "data wait"):
-            assert word in output, (terminal, word)
-        # The first step builds what the others use: it has no speed, and no time left is made up from it.
-        assert "loss" in first and not re.search("ETA|/s|wait", first), first
 
 
 def test_a_choice_is_printed_where_it_changes(tmp_path: Path) -> None:

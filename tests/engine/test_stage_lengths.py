@@ -24,7 +24,7 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import was_cut_short
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.jigsaw import Jigsaw
-from tests.engine.exact_signals import signal_at_step
+from tests.engine.exact_signals import train_until
 from tests.engine.test_stage import CPU, VIEWS, Brightness, snapshot
 from tests.engine.test_trainer import STEPS_PER_EPOCH, lines, tiny_experiment
 from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run
@@ -38,9 +38,8 @@ STAGES = (Stage("A", 3, 1, 3, 0, num_steps=NUM_STEPS), Stage("B", 3, 2, 5, 1))
 def fit(out: Path, stop: int | None = None, **options: Any) -> tuple[bool, Position]:
     """Train 37 steps and then an epoch of 15, with a signal after step `stop` of the run."""
     experiment = replace(tiny_experiment(), stages=STAGES, schedule=step_drops(0.05, (10, 20, 7)))
-    with closing(tiny_run(out, **options)) as run:
-        signal_at_step(run, stop)
-        return pretrain(experiment, run), run.position
+    run = tiny_run(out, **options)
+    return train_until(stop, experiment, run), run.position
 
 
 @pytest.fixture(scope="module")

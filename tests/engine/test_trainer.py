@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -15,7 +14,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastpsl.console.progress import operation
 from fastpsl.engine import last_step, trainer
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import Decision, World, leave_world
@@ -38,10 +36,9 @@ from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.views import Input, ViewSpec, train_view
-from fastpsl.scripts import recipe_process
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.pseudo_labels.uic import UIC
-from tests.engine.exact_signals import signal_at_step
+from tests.engine.exact_signals import train_until
 from tests.engine.tiny import TinyNet, one_process, tiny_run
 from tests.pipelines.paged import write_paged
 from tests.programs import digests, newest_checkpoint
@@ -63,11 +60,7 @@ def tiny_experiment(plan: str = "psl") -> Experiment:
 def fit(out: Path, plan: str = "psl", stop_at: int | None = None, **options: Any) -> tuple[bool, Run]:
     """Train in `out`, until a signal after step `stop_at`."""
     run = tiny_run(out, plan=plan, **options)
-    signal_at_step(run, stop_at)
-    try:
-        return pretrain(tiny_experiment(plan), run), run
-    finally:
-        run.close()
+    return train_until(stop_at, tiny_experiment(plan), run), run
 
 
 def begun_and_written(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -180,42 +173,6 @@ def test_a_cut_stage_keeps_its_schedule_and_may_be_cut_otherwise_on_resume(
     assert [row["loss"] for row in lines(tmp_path)[:12]] == [row["loss"] for row in lines(whole)[:12]]
     rates = [row["lr"] for row in lines(tmp_path) if row["stage"] == "S2"]
     assert rates == pytest.approx([0.05] * 10 + [0.005] * 2)
-
-
-def test_a_step_says_what_it_waits_for_and_a_stages_first_early(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[tuple[str, bool]] = []
-    rename = operation.rename
-
-    def listen(work: operation, what: str, early: bool = False) -> None:
-        said.append((what, early))
-        rename(work, what, early)
-
-    monkeypatch.setattr(operation, "rename", listen)
-    fit(tmp_path, plan="end_to_end", max_steps_per_stage=2)
-    first = said.index(("E: reading the first batch, for which numba may compile", True))
-    assert [words for words in said[first:] if " step " in words[0]] == [
-        ("E: step 1 of 2: waiting for its batch", True),
-        ("E: step 1 of 2, the first: torch loads what it needs", True),
-        ("E: step 2 of 2: waiting for its batch", False),
-        ("E: step 2 of 2", False),
-    ]
-
-
-def test_results_repeat_no_summary_that_the_reader_has_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Both streams are a file at first; then they are the same terminal."""
-    finished, run = fit(tmp_path, plan="end_to_end", max_steps_per_stage=1)
-    summary = summary_line(run.position.summaries[0])
-    recipe_process._print_results(run, finished)
-    output = capsys.readouterr()
-    assert output.out.splitlines()[0] == summary and output.err.count(summary) == 1
-    monkeypatch.setattr(recipe_process, "same_place", lambda out, err: (out, err) == (sys.stdout, sys.stderr))
-    recipe_process._print_results(run, finished)
-    output = capsys.readouterr()
-    assert output.out.startswith("checkpoint ") and not output.err
 
 
 def test_a_finished_run_is_not_run_again(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,13 +66,10 @@ def experiment_of(teacher: Teacher, plan: str = "end_to_end") -> Experiment:
 
 
 def fit(out: Path, experiment: Experiment, stop: Any = None, **options: Any) -> bool:
-    run = tiny_run(out, **{"epochs": (1, 1, 1), "max_steps_per_stage": 4, **options})
-    if stop is not None:
-        stop(run)
-    try:
+    with closing(tiny_run(out, **{"epochs": (1, 1, 1), "max_steps_per_stage": 4, **options})) as run:
+        if stop is not None:
+            stop(run)
         return pretrain(experiment, run)
-    finally:
-        run.close()
 
 
 def test_features_are_those_of_the_very_images(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.step_modes import make_runner
-from fastpsl.engine.trainer import pretrain
 from fastpsl.models.export import export
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import folded
@@ -34,7 +33,7 @@ from fastpsl.pipelines.embedded.betons import sample_paths
 from fastpsl.pipelines.views import Input
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.transfer.segmentation.fcn import network_of
-from tests.engine.exact_signals import signal_at_step
+from tests.engine.exact_signals import train_until
 from tests.engine.test_stage import snapshot
 from tests.engine.test_step_modes import Capture
 from tests.engine.tiny import noise_batch, tiny_run
@@ -175,12 +174,7 @@ def fit(out: Path, name: str, step: int | None = None) -> tuple[bool, Run]:
     task = SimCLR(8, size_px=32, temperature=0.5, embedding_width=8)
     experiment = Experiment(task, backbone, stages, step_drops(0.05, (1,)))
     run = tiny_run(out, max_steps_per_stage=2, batch_size=8)
-    if step is not None:
-        signal_at_step(run, step)
-    try:
-        return pretrain(experiment, run), run
-    finally:
-        run.close()
+    return train_until(step, experiment, run), run
 
 
 @pytest.mark.parametrize("name", [SWIN, slow("test_vit"), slow("test_convnext"), slow(DINOV3)])

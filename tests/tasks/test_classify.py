@@ -13,12 +13,12 @@ from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule
-from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.embedded.betons import sample_paths
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, center_view, train_view
 from fastpsl.tasks.classify import Classify
+from tests.engine.exact_signals import train_until
 from tests.engine.tiny import TinyNet, part_of, tiny_run
 from tests.pipelines.written import write_labelled
 from tests.programs import digests, newest_checkpoint
@@ -132,11 +132,8 @@ def fit(out: Path, steps: int | None = None, **options: Any) -> dict[str, Any]:
     run = tiny_run(out, max_steps_per_stage=steps, checkpoint_steps=1, keep_checkpoints=2, **options)
     torch.manual_seed(0)
     task = Classify(train_view(Input(size_px=32), 32), center_view(Input(size_px=32), 32))
-    try:
-        assert pretrain(Experiment(task, TinyNet(), (WHOLE,), step_drops(0.1, (3, 1))), run)
-        return run.position.summaries[0]
-    finally:
-        run.close()
+    assert train_until(None, Experiment(task, TinyNet(), (WHOLE,), step_drops(0.1, (3, 1))), run)
+    return run.position.summaries[0]
 
 
 def test_it_learns_scores_the_middle_and_resumes(tmp_path: Path) -> None:

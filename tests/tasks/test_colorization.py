@@ -19,7 +19,6 @@ from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
-from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.lab import Lightness, ab_bins, lightness
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.convolutional import convolutions
@@ -27,7 +26,7 @@ from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, train_view
 from fastpsl.tasks.sslpp.colorization import Colorization
 from fastpsl.tasks.sslpp.sslpp import SSLPlusPlus
-from tests.engine.exact_signals import signal_at_step
+from tests.engine.exact_signals import train_until
 from tests.engine.tiny import noise_batch, part_of, tiny_run
 from tests.pipelines.photos import RAW, write
 from tests.programs import digests, epoch_records, newest_checkpoint
@@ -391,12 +390,9 @@ def fit(out: Path, stop_at: int | None = None, size_px: int = 32, lr: float = 0.
     task = SSLPlusPlus(Colorization(size_px), train_view(Input(), size_px, "padded"), weight=1.0)
     epochs = options.pop("epochs", 2)
     run = tiny_run(out, epochs=(epochs,), plan="end_to_end", **options)
-    signal_at_step(run, stop_at)
     stages = make_plan("end_to_end", (epochs,), num_levels=1, num_blocks=2)
-    try:
-        return pretrain(Experiment(task, SmallNIN(), stages, step_drops(lr, (epochs,)), adam), run)
-    finally:
-        run.close()
+    experiment = Experiment(task, SmallNIN(), stages, step_drops(lr, (epochs,)), adam)
+    return train_until(stop_at, experiment, run)
 
 
 def test_resumed_in_mid_epoch_equals_never_stopped(some_grey: Path, tmp_path: Path) -> None:

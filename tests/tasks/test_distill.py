@@ -22,7 +22,6 @@ from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.trainer import pretrain
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.teacher import Teacher, open_teacher
@@ -35,7 +34,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.stages import LoaderSpec, plan
 from fastpsl.pipelines.views import Input
 from fastpsl.tasks.distill import Distill
-from tests.engine.exact_signals import signal_at_step
+from tests.engine.exact_signals import train_until
 from tests.engine.tiny import TinyNet, noise_batch, one_process, teacher_of, tiny_run
 from tests.programs import SMALL_NET, digests, newest_checkpoint
 
@@ -279,11 +278,7 @@ def test_data_that_are_read_otherwise_than_the_teachers_are_refused() -> None:
 
 def fit(out: Path, plan: str, stop: int | None) -> bool:
     run = tiny_run(out, plan=plan, epochs=(1, 1, 1), max_steps_per_stage=8)
-    signal_at_step(run, stop)
-    try:
-        return pretrain(experiment_of(teacher_of(1, 40), plan), run)
-    finally:
-        run.close()
+    return train_until(stop, experiment_of(teacher_of(1, 40), plan), run)
 
 
 @pytest.mark.parametrize("plan", ["psl", "blockwise"])

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,6 @@ from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.beton.reader import Beton
@@ -39,7 +37,7 @@ from fastpsl.tasks.pseudo_labels.iic import (
     mutual_information_loss,
 )
 from fastpsl.tasks.pseudo_labels.scores import nmi
-from tests.engine.exact_signals import signal_at_step
+from tests.engine.exact_signals import train_until
 from tests.engine.tiny import TinyNet, noise_batch, one_process, tiny_run
 from tests.programs import digests, epoch_records, newest_checkpoint
 from tests.slow import slow
@@ -110,13 +108,6 @@ def test_equals_the_double_loop_over_all_pairs(mask: str) -> None:
     assert mask == "one" or (losses < -1e-3).all()
 
 
-def test_many_pairs_of_many_clusters() -> None:
-    first, others = shares(37, 70)
-    losses = mutual_information_loss(first, others, torch.ones(37, dtype=torch.bool))
-    expected = double_loop(pairs_of(first, others, torch.ones(37, dtype=torch.bool), 1))
-    assert losses[1].item() == pytest.approx(expected, rel=1e-4)
-
-
 def test_best_and_worst_are_known() -> None:
     """Even clusters that both views agree on give -log C. A collapse and clusters by chance give 0."""
     sure = torch.eye(CLUSTERS)[torch.arange(8) % CLUSTERS][:, None]
@@ -128,19 +119,6 @@ def test_best_and_worst_are_known() -> None:
     first, other = (torch.eye(CLUSTERS)[pairs[:, i]][:, None] for i in (0, 1))
     valid = torch.ones(16, dtype=torch.bool)
     assert mutual_information_loss(first, other[None], valid).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_names_of_clusters_and_the_order_of_views_say_nothing() -> None:
-    first, others = shares()
-    losses = mutual_information_loss(first, others, ALL)
-    renamed = torch.tensor([2, 0, 3, 1])
-    assert torch.allclose(
-        mutual_information_loss(first[..., renamed], others[..., renamed], ALL), losses, atol=1e-6
-    )
-    assert not torch.allclose(mutual_information_loss(first[..., renamed], others, ALL), losses, atol=0.01)
-    one = mutual_information_loss(first, others[:1], ALL)
-    assert torch.allclose(mutual_information_loss(others[0], first[None], ALL), one, atol=1e-6)
-    assert not torch.allclose(one, losses, atol=1e-4)  # so the other copies matter
 
 
 def plain_gradients(first: Tensor, others: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,9 +235,6 @@ def iic(**options: Any) -> IIC:
     return IIC(**(values | options))
 
 
-JITTER = ColourDistortion(0.4, 0.4, 0.4, 0.125, p=1.0)
-
-
 @pytest.mark.parametrize(
     ("size_px", "height", "width", "side"), [(32, 32, 32, 20), (32, 96, 96, 60), (224, 300, 400, 188)]
 )
@@ -272,14 +247,6 @@ def test_crops_are_of_the_share_of_the_shorter_side(size_px: int, height: int, w
     center = task.center.crop.boxes(Keys(0, 0, np.arange(50), 0), *sizes)
     assert center.tolist() == [[(height - side) // 2, (width - side) // 2, side, side]] * 50
     assert {view.crop.size_px for view in (*task.views(1), task.center)} == {size_px}
-
-
-def test_grey_images_have_equal_channels() -> None:
-    task = iic(transforms="grey")
-    for images in noise_batch(task.views(1), 3).inputs(task.views(1), torch.float32):
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (task.center.mean, task.center.std))
-        colours = images * std + mean
-        assert torch.allclose(colours[:, :1].expand_as(colours), colours, atol=1e-6)
 
 
 def test_first_weights_are_iics() -> None:
@@ -454,9 +421,8 @@ def make_experiment(
 
 def fit(out: Path, task: IIC, stop_at: int | None = None, **options: Any) -> bool:
     """Run the training, or a part of it up to step `stop_at`, as after a signal."""
-    with closing(tiny_run(out, batch_size=BATCH, epochs=(3,), keep_checkpoints=100, **options)) as run:
-        signal_at_step(run, stop_at)
-        return pretrain(make_experiment(task), run)
+    run = tiny_run(out, batch_size=BATCH, epochs=(3,), keep_checkpoints=100, **options)
+    return train_until(stop_at, make_experiment(task), run)
 
 
 @pytest.fixture(scope="module")
@@ -659,18 +625,6 @@ def test_resumed_from_any_step_equals_never_stopped(
     assert fit(tmp_path, Watched(second_clusters=SECOND))
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole[0]))
     assert epoch_records(tmp_path) == epoch_records(whole[0])
-
-
-@pytest.mark.filterwarnings("ignore:collapse")
-def test_a_signal_in_the_last_pass_is_heard_and_it_begins_anew(
-    whole: tuple[Path, Watched], tmp_path: Path
-) -> None:
-    """A signal stops the pass after the stage's last step, and the resumed run repeats that pass."""
-    assert not fit(tmp_path, Watched(second_clusters=SECOND), stop_at=3 * STEPS)
-    state = newest_checkpoint(tmp_path)
-    assert state["position"]["step"] == 3 * STEPS and "labels" not in state["task"]
-    assert fit(tmp_path, Watched(second_clusters=SECOND))
-    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole[0]))
 
 
 @pytest.mark.filterwarnings("ignore:collapse")

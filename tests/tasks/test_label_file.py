@@ -1,7 +1,5 @@
 """Test files of pseudo-labels: what is read back, and one-line errors for other files and other data."""
 
-import io
-import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -164,17 +162,12 @@ def rewrite(path: Path, **changed: Any) -> None:
     ("changed", "said"),
     [
         ({"labels": np.zeros((5, 1), np.int32)}, r"labels of int32 \[5, 1\], not int32 \[N\]"),
-        ({"labels": np.zeros(5)}, r"labels of float64 \[5\], not int32 \[N\]"),
-        ({"labels": np.zeros(5, np.int32).astype(object)}, "no readable file of labels .*pickle"),
         ({"labels": None}, r"no readable file of labels \(labels is not a file in the archive\)"),
-        ({"indices": None}, r"no readable file of labels \(indices is not a file in the archive\)"),
         ({"indices": np.arange(5, dtype=np.int32)}, r"indices of int32 \[5\], not int64 \[N\]"),
         ({"indices": np.arange(4)}, r"indices of int64 \[4\], not int64 \[N\]"),
         ({"entropy": np.zeros(5)}, r"entropy of float64 \[5\], not float32 \[N\]"),
-        ({"configuration": np.array("{")}, "no readable file of labels"),
         ({"configuration": np.array("[1]")}, "no readable file of labels"),
         ({"num_classes": np.array("three")}, "numbers of classes that are no integers"),
-        ({"num_split": np.array(0.5)}, "numbers of classes that are no integers"),
         ({"num_classes": np.arange(3)}, "no readable file of labels"),
         ({"format": np.array(99)}, "is of format 99, and this version reads 2"),
         ({"format": np.array(1), "indices": None, "entropy": None, "split": None, "configuration": None},
@@ -208,18 +201,6 @@ def test_damaged_files_are_refused(path: Path) -> None:
     assert "is no readable file of labels (labels.npy fails its checksum)" in refused(path, 4)
     assert refused(path.with_name("none.npz")).startswith(f"no labels {path.with_name('none.npz')}")
     assert "is a folder: give a file of labels" in refused(path.parent)
-
-
-def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "labels.npz"
-    text, array = b"no file of numpy's", io.BytesIO()
-    np.save(array, np.zeros(5, np.int32))
-    for data in (b"", text, array.getvalue()):
-        path.write_bytes(data)
-        assert "is no readable file of labels" in refused(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("labels.npy", text)
-    assert "is no readable file of labels" in refused(path)
 
 
 def test_labels_to_learn_from(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The proxy tasks of SSL++ (context, rotation, AET): targets, losses, and what they learn."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,7 @@ from fastpsl.kernels.geometry import AllTurns, Flip, Hole, Kind, Shift, WarpPair
 from fastpsl.kernels.normalise import normalise
 from fastpsl.models.factory import OF_VECTORS, make_backbone
 from fastpsl.models.names import BACKBONES
-from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.tasks.rotation import RotationHead
 from fastpsl.tasks.sslpp.aet import AET, AETHead
 from fastpsl.tasks.sslpp.colorization import Colorization
@@ -34,34 +31,6 @@ def small_modules(proxy: Proxy) -> tuple[StageBlocks, nn.Module]:
     torch.manual_seed(0)
     backbone = TinyNet()
     return StageBlocks(backbone, make_plan("end_to_end", (1,))[0]), proxy.head(1, backbone.channels[-1])
-
-
-def learned(proxy: Proxy, data: Path, num_epochs: int = 12) -> tuple[StageBlocks, nn.Module]:
-    """Train the modules for `num_epochs` of the 480 images by Adam, in seconds on one core."""
-    blocks, head = small_modules(proxy)
-    optimiser = torch.optim.Adam([*blocks.parameters(), *head.parameters()], lr=3e-3)
-    view = proxy.view()
-    with Beton(data) as beton, Loader(
-        beton, [view], batch_size_per_rank=48, decoder="pillow", num_threads=1
-    ) as loader:  # fmt: skip
-        for epoch in range(num_epochs):
-            for batch in loader.epoch(epoch):
-                (inputs,) = batch.inputs([view], torch.float32)
-                optimiser.zero_grad()
-                proxy.features_loss(blocks(inputs), head, batch)[0].backward()
-                optimiser.step()
-    return blocks.eval(), head.eval()
-
-
-def val(proxy: Proxy, data: Path) -> tuple[Tensor, Batch]:
-    """Return the 160 validation images as the network sees them."""
-    view = proxy.view()
-    with Beton(data) as beton, Loader(
-        beton, [view], batch_size_per_rank=160, train=False, decoder="pillow", num_threads=1
-    ) as loader:  # fmt: skip
-        (batch,) = loader.epoch(0)
-    (inputs,) = batch.inputs([view], torch.float32)
-    return inputs, batch
 
 
 def means(metrics: Metrics) -> dict[str, float]:
@@ -170,22 +139,6 @@ def test_maps_of_any_size_become_the_image(size_px: int, map_px: int) -> None:
     if 4 * map_px != size_px:
         decoded = functional.interpolate(decoded, (size_px, size_px), mode="bilinear", align_corners=False)
     torch.testing.assert_close(head(features), decoded.tanh())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("proxy", "share"), [(Context(0.5, 32), 0.75), (RotNet(32), 0.6)])
-def test_learned_it_beats_the_constant_on_validation_images(
-    proxy: Proxy, share: float, landscapes: tuple[Path, Path]
-) -> None:
-    """It does so by looking: with the features of another image or turn it scores worse."""
-    blocks, head = learned(proxy, landscapes[0])
-    inputs, batch = val(proxy, landscapes[1])
-    with torch.no_grad():
-        features = blocks(inputs)
-        metrics = means(proxy.features_loss(features, head, batch)[1])
-        other = means(proxy.features_loss(features.roll(1, 0), head, batch)[1])
-    assert metrics["loss"] < share * metrics["loss_constant"] < share * other["loss"]
-    assert metrics.get("accuracy", 1) > 0.75
 
 
 def test_what_is_hidden_is_nowhere_in_the_input() -> None:
@@ -378,27 +331,6 @@ def test_loss_and_gradients_are_those_of_a_plain_loop_of_aet(kind: Kind, indices
     assert list(task.features_loss(blocks(inputs), head, batch)[1]) == ["loss"]
 
 
-@pytest.mark.slow
-@every_kind
-def test_learned_it_beats_the_constant_on_validation_images_of_aet(
-    kind: Kind, landscapes: tuple[Path, Path]
-) -> None:
-    """It does so by 40 % or more. Pairs in the wrong order score worse, so the order matters."""
-    task = AET(kind, 32)
-    blocks, head = learned(task, landscapes[0])
-    inputs, batch = val(task, landscapes[1])
-    with torch.no_grad():
-        metrics = means(task.features_loss(blocks(inputs), head, batch)[1])
-        swapped = inputs.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-        wrong = means(task.features_loss(blocks(swapped), head, batch)[1])
-    assert metrics["loss"] < 0.6 * metrics["loss_constant"] < 0.6 * wrong["loss"]
-    targets = batch.draws[0][-1]["target"]
-    # The mean of the 160 validation draws is near that of 10,000 draws.
-    assert float((targets - targets.mean(0)).square().mean()) == pytest.approx(
-        metrics["loss_constant"], rel=0.02
-    )
-
-
 def test_aet_is_ssl_pluspluss_proxy_and_aets_task() -> None:
     """One pair per sample, after crop and flip; eight unbounded numbers or six in [-1, 1]."""
     task: Proxy = AET("projective", 32)
@@ -435,17 +367,3 @@ def test_the_contact_sheet_shows_pairs_and_the_captions_the_targets(kind: Kind) 
         torch.testing.assert_close(
             torch.tensor(numbers).flatten(), batch.draws[0][-1]["target"][i], atol=0.0501, rtol=0
         )
-
-
-def test_one_blocks_pass_over_both_images_is_what_the_trainer_makes() -> None:
-    """The view's order is image-major: an image, then its copy."""
-    task = AET("projective", 32)
-    blocks, head = one_convolution(task)
-    batch = noise_batch([task.view()], 3)
-    (inputs,) = batch.inputs([task.view()], torch.float32)
-    before = task.view().before_last_op(batch.images[0], batch.draws[0])
-    view = task.view()
-    torch.testing.assert_close(inputs[::2], normalise(before, view.mean, view.std, torch.float32))
-    features = blocks(inputs)
-    pairs = torch.cat([features[::2].mean((2, 3)), features[1::2].mean((2, 3))], 1)
-    torch.testing.assert_close(head(features), head.regress(pairs))

@@ -38,7 +38,7 @@ from fastpsl.tasks.pseudo_labels.file import read_labels
 from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify
 from fastpsl.tasks.pseudo_labels.scores import Settling
 from fastpsl.tasks.pseudo_labels.uic import UIC
-from tests.engine.exact_signals import signal_at_step
+from tests.engine.exact_signals import train_until
 from tests.engine.tiny import TinyNet, noise_batch, one_process, tiny_run
 from tests.programs import digests, epoch_records, newest_checkpoint
 from tests.slow import slow
@@ -95,9 +95,8 @@ def make_experiment(
 
 def fit(out: Path, task: UIC, stop_at: int | None = None, **options: Any) -> bool:
     """Run the training, or a part of it up to step `stop_at`, as after a signal."""
-    with closing(tiny_run(out, epochs=(3,), keep_checkpoints=100, **options)) as run:
-        signal_at_step(run, stop_at)
-        return pretrain(make_experiment(task), run)
+    run = tiny_run(out, epochs=(3,), keep_checkpoints=100, **options)
+    return train_until(stop_at, make_experiment(task), run)
 
 
 @pytest.fixture(scope="module")
