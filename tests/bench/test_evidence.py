@@ -18,7 +18,6 @@ from scipy import stats
 from typing_extensions import override
 
 from bench.evidence.best_blocks import BEST
-from bench.evidence.claims import experiment_group, num_comparisons
 from bench.evidence.data import SEARCH, SETS, TRAIN, _cifar10, _cifar10_arrays
 from bench.evidence.plan import RANDOM, UNTRAINED, Run, read_plan
 from bench.evidence.power import power, smallest_difference
@@ -346,42 +345,6 @@ def test_one_arm_can_be_searched_for_all(tmp_path: Path, monkeypatch: pytest.Mon
     assert call(monkeypatch, path, "--jobs", "2") == 0
     results = results_of(path)
     assert results["rates"] == {"good": 0.2, "plain one": 0.2} and len(results["search"]) == 2
-
-
-def test_arms_with_rates_of_their_own_are_compared_with_what_stands_beside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What reads a training's folder waits for it; another evaluation chooses the number that decides."""
-    evaluate = f"{FAKE} %s {{weights}} --seed {{seed}} --out {{out}}"
-    tuned = evaluate.replace("{weights}", "{runs}/good-s0") % "tuned"
-    numbers = {"numbers": ["top1_B1", "top1_B2"], "pairs": [["good", "some labels"]], "chosen_by": "block"}
-    plan = plan_of(
-        tmp_path, arms={"good": "--gain 2 --lr 0.1"}, search=None, untrained=None, random="", curve=None,
-        training=f"{FAKE} train --seed {{seed}} --out {{out}}", endpoint={"evaluation": "linear", **numbers},
-        evaluations={"block": evaluate % "block", "linear": evaluate % "linear"},
-        beside={
-            "tuned": {"command": tuned.replace("{seed}", "7"), "number": "top1_B1"},
-            "some labels": {"command": evaluate.replace("{weights}", "") % "linear", "number": "top1_B1"},
-        },
-    )  # fmt: skip
-    assert call(monkeypatch, plan) == 0
-    results = results_of(plan)
-    assert [(one["arm"], one["rate"], one["seed"]) for one in results["training"]] == [
-        ("good", None, 0), ("good", None, 1),
-    ]  # fmt: skip
-    assert [(one["name"], one["seed"]) for one in results["beside"]] == [
-        ("tuned", None), ("some labels", 0), ("some labels", 1),
-    ]  # fmt: skip
-    (difference,) = results["differences"]
-    assert (difference["number"], difference["values"]) == ("top1_B2 - top1_B1", [19.4, 20.4])
-    assert num_comparisons(results["endpoint"]) == 1  # of two numbers, one is chosen
-    (line,) = experiment_group("x", results, read_plan(plan)).lines
-    assert (line.means, line.difference) == (pytest.approx((21.4, 1.5)), pytest.approx(19.9))
-    other = results["beside"][1]
-    other["data"]["val"] = "other"
-    plan.with_name("out").joinpath("results.json").write_text(json.dumps(results | {"scores": []}))
-    with pytest.raises(ValueError, match="several val sets"):
-        call(monkeypatch, plan)
 
 
 def test_a_differences_power_is_that_of_many_trials() -> None:

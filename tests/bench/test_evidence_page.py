@@ -20,11 +20,8 @@ from bench.evidence import page
 from bench.evidence.best_blocks import bests
 from bench.evidence.claims import (
     PAPERS,
-    by_best_block,
     chart_words,
-    cost_words,
     experiment_group,
-    num_comparisons,
     p_values,
     paper_groups,
 )
@@ -149,18 +146,6 @@ def test_on_a_gpu_the_clock_counts_and_pairs_with_random_weights_are_left_out(tm
     assert group.lines[0].seconds == "500/102"
 
 
-def test_the_papers_numbers_are_those_of_its_tables() -> None:
-    lines = {group.name: [*group.lines] for claim in PAPERS for group in paper_groups(claim)}
-    psl = json.loads((ROOT / "fastpsl" / "tables" / "psl.json").read_text())["tables"]["4"]["rows"]
-    printed = {row["method"]: row["numbers"][0] for row in psl if "numbers" in row}
-    assert [line.means for line in lines["The paper (PSL, Table 4)"]] == [
-        (printed["Jigsaw+PSL"], printed["Jigsaw [38]"]), (printed["Rotation+PSL"], printed["Rotation*"]),
-        (printed["SimCLR+PSL"], printed["SimCLR [10]"]),
-    ]  # fmt: skip
-    assert [line.means for line in lines["The paper (SSL++, Table III)"]] == [(75.9, 60.1)]
-    assert [line.points for line in lines["The paper (UIC, Table 4)"]] == ["+0.6", "+1.9", "+0.8"]
-
-
 def test_a_chart_has_each_number_at_its_place(tmp_path: Path) -> None:
     plan = read_plan(ROTATION)
     group = experiment_group("psl_rotation-cpu", made(tmp_path, ROTATION, FULL), plan)
@@ -181,33 +166,6 @@ def test_a_chart_has_each_number_at_its_place(tmp_path: Path) -> None:
     assert len([one for one in root.iter(f"{SVG}path") if one.get("class") == "paper"]) == 3
     flat = chart_words("psl", [*paper_groups("psl")])
     assert len(flat["ticks"]) > 2
-
-
-def test_a_chart_of_cost_has_each_arm_at_its_place(tmp_path: Path) -> None:
-    """An arm has the number of the block that is best elsewhere, and one that was resumed has no time."""
-    path = page.PLANS / "distill-clothes.json"
-    plan = read_plan(path)
-    numbers = {arm: [50.0 + 6 * place, 52.0 + 6 * place] for place, arm in enumerate(plan.arms)}
-    record = made(tmp_path, path, numbers | {UNTRAINED: [30.0]})
-    for one in list(record["scores"]):  # the first block is the better one there
-        turned = {name: -value for name, value in one["numbers"].items()}
-        record["scores"].append(one | {"evaluation": "block", "numbers": turned})
-    *timed, resumed = plan.arms
-    for one in record["training"]:
-        one["stages"][0]["seconds"] += 1e6 * (one["arm"] == resumed)
-    words = cost_words(record, plan)
-    expected = {arm: ((100 * place + 1) / 60, 51.0 + 6 * place) for place, arm in enumerate(timed)}
-    found = {arm: (cpu, mean) for (arm, cpu, mean, _), _ in words["dots"]}
-    assert found.keys() == expected.keys()
-    assert np.allclose([*found.values()], [*expected.values()])
-    assert words["lines"] == [(UNTRAINED, 30.0)]
-    for theme in THEMES:
-        check_layout(ElementTree.fromstring(render("cost", theme, words)))
-    circles = [*ElementTree.fromstring(render("cost", "light", words)).iter(f"{SVG}circle")]
-    for axis, values, sign in (("cx", 0, 1), ("cy", 1, -1)):
-        places = [number(one, axis) for one in circles]
-        fit = stats.linregress([sign * pair[values] for pair in expected.values()], places)
-        assert fit.slope > 1 and fit.rvalue == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -325,38 +283,5 @@ def test_best_blocks_are_chosen_by_the_other_seeds() -> None:
     for one in bests({"endpoint": end, "scores": scores + chosen}):
         assert one.blocks == ["B1"] and one.evaluation == "linear"
         assert one.values == {seed: of[one.arm, seed]["top1_B1"] for seed in range(4)}
-    # While a plan runs, an arm may have its seeds in one evaluation alone.
-    more = [one | {"evaluation": "neighbours"} for one in scores if one["arm"] != "two"]
-    pairs = {"evaluation": "linear", "numbers": ["top1_B2"], "pairs": [["one", "two"]]}
-    columns, rows = by_best_block({"endpoint": pairs, "scores": scores + more})
-    assert [len(row) for row in rows.values()] == [len(columns)] * 4 == [4] * 4
-    assert rows["two"][2:] == rows["one − two"][2:] == ["", ""] and rows["one − two"][0].startswith("−")
     single = [one for one in scores if one["seed"] == 0]
     assert not [*bests(results | {"scores": single})]
-
-
-def test_best_blocks_can_decide(tmp_path: Path) -> None:
-    """A single seed has no row of them. Holm counts them beside the block."""
-    plan = tmp_path / "plan.json"
-    fields = json.loads(ROTATION.read_text())
-    end = fields["endpoint"] | {"numbers": ["top1_B4", "top1_best"], "pairs": [["psl", "sl"]]}
-    plan.write_text(json.dumps(fields | {"endpoint": end}))
-    numbers = {  # B4 and B5 of two seeds: the other seed's best is B5, then B4
-        "psl": [(50.0, 40.0), (44.0, 47.0)], "sl": [(39.0, 41.0), (38.0, 43.0)],
-    }  # fmt: skip
-    for num_seeds, names in ((1, ["top1_B4"]), (2, ["top1_B4", "top1_best"])):
-        results = Results.opened(tmp_path / f"{num_seeds}.json", plan)
-        results.record["scores"] = [
-            {"arm": arm, "rate": 0.05, "seed": seed, "evaluation": "linear", "input": None,
-             "command": f"{arm} {seed}", "data": {"train": "t", "val": "v"},
-             "numbers": {"top1_B4": of[seed][0], "top1_B5": of[seed][1]}}
-            for arm, of in numbers.items() for seed in range(num_seeds)
-        ]  # fmt: skip
-        results.write()
-        assert [one["number"] for one in results.record["differences"]] == names
-    assert [one["values"] for one in results.record["differences"]] == [[11.0, 6.0], [-1.0, 1.0]]
-    best = [row["values"] for row in results.record["means"] if row["number"] == "top1_best"]
-    assert best == [[40.0, 44.0], [41.0, 43.0]]
-    assert num_comparisons(results.record["endpoint"]) == 2
-    (_, line) = experiment_group("x", results.record, results.plan).lines
-    assert line.pair == "psl − sl, best block" and line.means == (42.0, 42.0)

@@ -12,7 +12,6 @@ import torch
 from scipy import stats
 
 import fastpsl
-from bench.evidence.model_zoo import zoo
 from bench.evidence.plan import RANDOM, UNTRAINED
 from bench.evidence.weights import beating, gains, halved, main, spread
 from fastpsl.files.digest import sha256_of_file
@@ -175,38 +174,8 @@ def test_what_is_there_is_compared(
     )
 
 
-def test_an_experiment_that_is_not_complete_or_of_other_data_has_no_weights(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record, results = copied.with_name("out") / "results.json", results_of(copied)
-    for score in results["scores"]:
-        score["data"]["train"] = "e" * 32
-    record.write_text(json.dumps(results))
-    with pytest.raises(ValueError, match="well_trained-lr0.2-s0 saw other data than the record"):
-        of_weights(monkeypatch, copied)
-    results["scores"].pop()
-    record.write_text(json.dumps(results))
-    with pytest.raises(
-        ValueError, match="1 entries are missing, such as random_weights-s3; run bench.evidence"
-    ):
-        of_weights(monkeypatch, copied)
-
-
 def test_one_more_seed_lies_within_the_spread() -> None:
     """Of 20,000 times five seeds and one more, 95 %."""
     draws = np.random.default_rng(0).normal(3, 2, (20_000, 6))
     inside = [low <= values[5] <= high for values in draws for low, high in [spread(list(values[:5]))]]
     assert np.mean(inside) == pytest.approx(0.95, abs=0.01)
-
-
-def test_the_model_zoo_is_made_of_certificates(copied: Path) -> None:
-    results, out = results_of(copied), copied.with_name("out")
-    parts, file = zoo(out.parent, {"out": results}), certificate_of(copied)
-    assert "well trained 21.5; swinging 7.5; spoilt 2.5; no training 6.3" in parts["experiments"]
-    cells = next(line for line in parts["weights"].splitlines() if "[certificate]" in line).split(" | ")
-    assert cells[2] == "linear classifiers, B1: 19.5 %" and cells[3].startswith("+15.2 (+14.9 to +15.5)")
-    assert cells[5] == f"`{file['sha256'][:12]}…` |"
-    with weights_of(copied).open("ab") as added:
-        added.write(b"0")
-    with pytest.raises(ValueError, match="its SHA-256"):
-        zoo(out.parent, {"out": results})

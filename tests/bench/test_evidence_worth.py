@@ -3,10 +3,8 @@
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,10 +14,7 @@ from PIL import Image
 from scipy import stats
 
 from bench.evidence import worth
-from bench.evidence.results import Results
-from bench.figures.svg import THEMES, render
 from fastpsl import cli
-from tests.bench.test_figures import check_layout
 from tests.pipelines.published_files import random_images
 from tests.programs import ROOT
 
@@ -112,62 +107,6 @@ def test_the_page_has_what_the_scores_give(name: str) -> None:
         assert words[0].startswith(f"{np.mean(values):+.1f}".replace("-", "−")) and words[1] == str(
             len(values)
         )
-
-
-def test_a_set_s_table_and_the_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two seeds are there of three, of one arm; the better block on the search is the one that is shown."""
-    evaluations = ("block", "few_labels", "neighbours", "fine_tuned")
-    plan = {
-        "title": "T", "claim": "C", "paper": "", "first": {}, "training": "recipes/x.py",
-        "arms": {"distilled": "--epochs 5", "SimCLR psl": "--epochs 2 3 4"}, "untrained": None,
-        "search": None, "seeds": [0, 1, 2], "random": "", "curve": None,
-        "evaluations": dict.fromkeys(evaluations, "recipes/y.py"),
-        "beside": {"labels alone": {"command": "recipes/z.py {seed}", "number": "top1_10"},
-                   "labels alone: 50": {"command": "recipes/z.py", "number": "top1_50"}},
-        "endpoint": {"evaluation": "few_labels", "chosen_by": "block",
-                     "numbers": ["top1_10_B4", "top1_10_B5"],
-                     "pairs": [["distilled", "labels alone"], ["SimCLR psl", "distilled"]]},
-    }  # fmt: skip
-    shutil.copy(worth.PLANS / "worth-scenes.json", tmp_path)
-    monkeypatch.setattr(worth, "PLANS", tmp_path)
-    path = tmp_path / "worth-steel.json"
-    path.write_text(json.dumps(plan))
-    results, random = Results.opened(tmp_path / "results.json", path), np.random.default_rng(0)
-    numbers = ["top1_10", *(f"top1_{num}_{block}" for num in (1, 5, 10, 50, "k20") for block in ("B4", "B5"))]
-    for seed in (0, 1):
-        of_seed = {"arm": "distilled", "rate": None, "seed": seed, "data": {"train": "a", "val": "b"}}
-        results.record["training"].append(of_seed | {
-            "cpu_seconds": 600.0 + 120 * seed, "command": f"x {seed} --epochs 5", "curve": None,
-            "machine": {"gpu": None}, "seconds": 600.0, "stages": [{"seconds": 500.0}],
-        })  # fmt: skip
-        for evaluation in evaluations:
-            values = {number: float(random.uniform(20, 90)) for number in numbers}
-            if evaluation == "block":
-                values |= {"top1_10_B4": 60.0 + seed, "top1_10_B5": 59.0}
-            results.record["scores"].append(of_seed | {
-                "evaluation": evaluation, "numbers": values, "command": f"{evaluation} {seed}",
-            })  # fmt: skip
-        results.record["beside"].append({
-            "name": "labels alone", "seed": seed, "number": "top1_10", "command": f"labels {seed}",
-            "data": of_seed["data"], "numbers": {f"top1_{num}": 20.0 + num + seed for num in (1, 5, 10)},
-        })  # fmt: skip
-    results.record["beside"].append({
-        "name": "labels alone: 50", "seed": None, "number": "top1_50", "numbers": {"top1_50": 77.77},
-        "command": "f",
-    })  # fmt: skip
-    results.write()
-    record = {"worth-steel": json.loads(results.path.read_text())}
-    text = "<!-- worth steel begin -->\n" + worth.parts(record)["worth steel"] + "\n<!-- worth steel end -->"
-    rows = table(text, "steel")
-    for row, cells in expected_rows(plan, record["worth-steel"]).items():
-        assert rows[row][2:] == cells, row
-    assert rows["distilled, B4"][:2] == ["5", "11"] and rows["labels alone"][5] == "77.8"
-    assert rows["distilled − labels alone"][1:] == ["2", "seeds to come"]
-    assert "SimCLR psl − distilled" not in rows
-    words = worth.chart_words(record)
-    assert [row["name"] for row in words["panels"]["steel"]] == ["labels alone", "distilled"]
-    for theme in THEMES:
-        check_layout(ElementTree.fromstring(render("worth", theme, words)))
 
 
 COMMANDS = re.findall(r"^fastpsl ((?:.*\\\n)*.*)$", PAGE.read_text(), re.MULTILINE)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 import tarfile
@@ -14,13 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from bench.interleaved import measure
 from bench.peers import FLOATS, Work, why_missing
 from bench.peers.peer import MEAN, STD, copy_out
 from bench.peers.serve import tree_usage
-from bench.peers.spdl import random_box
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.interface.source import Sample
@@ -104,22 +101,6 @@ def check_floats(kind: str, beton: Path, from_folder: bool) -> None:
     assert len({*numbers.tolist()}) == NUM or (kind == "webdataset" and len({*numbers.tolist()}) > NUM / 4)
     slopes = np.array([slope for *_, slope in views])
     assert (slopes > 0).any() and (slopes < 0).any()  # flipped, and not
-
-
-def test_spdls_boxes_are_torchvisions() -> None:
-    """Areas and ratios have torchvision's ranges and, over many, its means; a strip gets the middle."""
-    from torchvision.transforms import RandomResizedCrop
-
-    random.seed(0)
-    torch.manual_seed(0)
-    image = torch.zeros(3, 90, 120)
-    ours_ = np.array([random_box(90, 120) for _ in range(4000)], float)
-    theirs = np.array([RandomResizedCrop.get_params(image, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(4000)])
-    assert (ours_[:, :2] >= 0).all()
-    assert (ours_[:, 0] + ours_[:, 2] <= 90).all() and (ours_[:, 1] + ours_[:, 3] <= 120).all()
-    assert np.allclose(ours_.mean(0), theirs.mean(0), atol=3.0)
-    assert np.allclose(ours_.std(0), theirs.std(0), atol=3.0)
-    assert random_box(4, 400) == (0, 197, 4, 5)
 
 
 def test_images_are_copied_out_as_they_are(beton: Path) -> None:

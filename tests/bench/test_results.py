@@ -4,17 +4,13 @@ import copy
 import io
 import json
 import re
-import shutil
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import performance
 from bench.archives import read_archive, read_archives
-from bench.charts import draw
 from bench.evidence import page as evidence
 from bench.figures.__main__ import chart_parts
 from bench.performance import (
@@ -45,19 +41,10 @@ from bench.speed_ups import (
     targets_table,
     waiting,
 )
-from bench.tables import HAVE_CHARTS, WHAT
+from bench.tables import WHAT
 from tests.faults import page as faults_page
 
 COMMITTED = read_results(RESULTS)
-
-
-@pytest.mark.parametrize("name", [name for name, of in COMMITTED.items() if of["bench"] in HAVE_CHARTS])
-def test_a_chart_is_committed_where_a_page_shows_one(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bench.charts._DPI", 10)
-    path = draw(COMMITTED[name], tmp_path / "chart.png")
-    assert path.read_bytes()[:4] == (RESULTS / name).with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_pages_are_what_the_files_make() -> None:
@@ -236,24 +223,3 @@ def test_a_broken_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.tgz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="broken.tgz"):
         read_archive(tmp_path / "broken.tgz")
-
-
-@pytest.mark.slow
-def test_results_come_to_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = tmp_path / "root"
-    for path in (*pages(COMMITTED), performance.RESULTS / "kernels-cpu.json"):
-        copy = root / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
-    for name, value in (("ROOT", root), ("DOCS", root / "docs"), ("RESULTS", root / "bench" / "results")):
-        monkeypatch.setattr(performance, name, value)
-    monkeypatch.setattr(sys, "argv", ["performance", str(archive_of(tmp_path / "results-b.tgz"))])
-    assert performance.main() == 0
-    assert json.loads((root / "bench" / "results" / GPU_FILE).read_text()) == gpu_result()
-    page = root / "docs" / "project" / "benchmarks.md"
-    assert f"on a GPU | 123x | Kornia's modules | [{GPU_FILE}]" in page.read_text()
-    assert "0123456789ab" in (root / "bench" / "results" / "README.md").read_text()
-    monkeypatch.setattr(sys, "argv", ["performance", "--check"])
-    assert performance.main() == 0
-    page.write_text(page.read_text().replace("123x", "124x"))
-    assert performance.main() == 1
