@@ -27,9 +27,11 @@ def _pickled(value: Any) -> bytes:
         return b"](" + b"".join(map(_pickled, value)) + b"e"
     if isinstance(value, dict):
         return b"}(" + b"".join(_pickled(key) + _pickled(item) for key, item in value.items()) + b"u"
-    assert isinstance(value, np.ndarray) and value.dtype == np.uint8
+    assert isinstance(value, np.ndarray)
+    order, kind = value.dtype.str[:1].encode(), value.dtype.str[1:].encode()
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    dtype = b"cnumpy\ndtype\nU\x02" + kind + b"K\x00K\x01\x87R(K\x03U\x01" + order
+    dtype += b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     shape = b"(" + b"".join(_pickled(side) for side in value.shape) + b"t"
     return array + b"(K\x01" + shape + dtype + b"\x89" + _pickled(value.tobytes()) + b"tb"
 

@@ -38,7 +38,6 @@ from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import Samples, batches_of, loader_of, samples_are_closed  # noqa: F401
 from tests.pipelines.decoding import decode as decode_batch
 from tests.pipelines.photos import JPG, RAW, jpeg, needs_dali, photo, photo_samples, write
-from tests.test_architecture import ROOT
 
 CPU = torch.device("cpu")
 SIZES = (24, 17)
@@ -680,13 +679,6 @@ def test_a_container_is_known_by_its_file_or_a_variable(
     assert dali.is_in_container()
 
 
-@pytest.mark.parametrize(
-    "path", ["Containerfile", "docs/how_to/kubernetes/pytorchjob.yaml", "docs/get_started/installation.md"]
-)
-def test_our_own_containers_ask_for_it(path: str) -> None:
-    assert "compute,utility,video" in (ROOT / path).read_text()
-
-
 def test_a_gpu_is_asked_and_a_cpu_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_slower(torch.device("cpu")) == ""
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
@@ -699,15 +691,6 @@ def test_a_gpu_is_asked_and_a_cpu_is_not(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(dali, "nvjpeg_library", lambda library=library: library)
         assert bool(why_slower(torch.device("cuda", 0))) == (opened != 0)
     why_slower.cache_clear()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there it answers")
-def test_the_real_library_without_a_device_has_no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = dali.nvjpeg_library()
-    assert library is None or isinstance(library, ctypes.CDLL)
-    assert num_engines(library) is None
-    monkeypatch.setattr(dali, "loads", lambda _: True)
-    assert why_idle(library, WHOLE)
 
 
 def test_only_libraries_that_exist_load() -> None:

@@ -111,21 +111,6 @@ def whole(data: Folder, decoder: str, size: int) -> tuple[np.ndarray, int]:
         return batch.images[0].permute(0, 2, 3, 1).numpy(), getattr(loader.decoder, "num_fallbacks", 0)
 
 
-@every_reader
-def test_images_stand_upright(tmp_path: Path, decoder: str) -> None:
-    files = {f"{number}.jpg": jpeg(photo(7, 90, 130), exif=exif(number)) for number in range(1, 9)}
-    with Folder(tree(tmp_path / "flat", files)) as data:
-        rows = data.rows(np.arange(8))
-        assert rows.orientation.tolist() == list(range(1, 9)) and (rows.mode == MODE_JPEG).all()
-        assert rows.height.tolist() == [90] * 4 + [130] * 4 and rows.width.tolist() == [130] * 4 + [90] * 4
-        assert (data.labels() == -1).all() and data.class_names is None and data.num_classes == 0
-        results, num_fallbacks = whole(data, decoder, 45)
-        assert not num_fallbacks
-        for i in range(8):
-            image = decode_any(Path(data.name(i)).read_bytes())
-            assert np.abs(results[i] - area_mean(image, (0, 0, *image.shape[:2]), 45)).mean() < 1.5
-
-
 def write_kinds(root: Path) -> int:
     """Write image files of many kinds, and return how many of them no fast decoder reads."""
     root.mkdir()
@@ -341,24 +326,6 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(
     with pytest.raises(ValueError, match="has changed while its headers were read; start again"):
         Folder(root)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
-
-
-def test_long_work_is_said(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines: list[str] = []
-
-    class Told(operation):
-        @override
-        def update(self, num_done: int, num_bad: int = 0, note: str = "") -> None:
-            super().update(num_done, num_bad)
-            lines.append(self.line(self.started + 2).split(",")[0])
-
-    monkeypatch.setattr(folders, "operation", Told)
-    Folder(root).close()
-    for line in ("looking at sizes and times: 5 of 12 files", "reading headers: 12 of 12 files"):
-        assert f"{root}: {line}" in lines
-    assert not capsys.readouterr().err
 
 
 def test_names_that_are_no_utf_8_are_read(tmp_path: Path) -> None:

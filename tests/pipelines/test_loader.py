@@ -316,24 +316,11 @@ def test_the_next_epoch_begins_before_the_present_one_ends(
     wait_for_the_end_of_loader_threads()
 
 
-def test_synthetic_data_need_no_file() -> None:
-    with Loader(Synthetic(50, num_classes=7), VIEWS, batch_size_per_rank=8) as loader:
-        results = by_index(list(loader.epoch(0)))
-    assert loader.decoder_name == "synthetic" and loader.decoder_reason
-    assert len(results) == 48
-    assert all(int(values[-1]) == index % 7 for index, values in results.items())
-    assert all(values[0].std() > 50 for values in results.values())
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"batch_size_per_rank": 0}, "batch_size_per_rank is 0"),
-        ({"world": 0}, "world is 0"),
         ({"rank": 2, "world": 2}, "rank is 2; it must be 0 to 1"),
-        ({"num_threads": 0}, "num_threads is 0"),
-        ({"prefetch_batches": 0}, "prefetch_batches is 0"),
-        ({"timeout_s": 0}, "timeout_s is 0"),
         ({"timeout_s": float("nan")}, "timeout_s is nan"),
         ({"on_bad_sample": "ignore"}, "'ignore'; it must be 'raise' or 'skip'"),
         ({"views": []}, "views is empty: it takes a list of fastpsl.ViewSpec"),

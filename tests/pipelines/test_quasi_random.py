@@ -204,18 +204,6 @@ def test_every_page_is_equally_likely_in_every_lane_and_every_sample_at_every_st
     assert used_share.min() > 0.8
 
 
-def test_pages_of_one_size_meet_in_a_lane_as_chance_has_it() -> None:
-    sizes, num_epochs = np.full(12, 5), 400
-    together = np.zeros((12, 12), int)
-    for epoch in range(num_epochs):
-        lane_of = lanes_of_pages(deal_pages(2, epoch, sizes, 3))
-        lanes = np.array([lane_of[page] for page in range(12)])
-        together += lanes[:, None] == lanes
-    # 3 of the 11 other pages are in a page's lane: 109 of 400, with a standard deviation of 8.9.
-    off_diagonal = together[~np.eye(12, dtype=bool)]
-    assert np.abs(off_diagonal - num_epochs * 3 / 11).max() < 4.5 * 8.9
-
-
 def test_pages_are_opened_in_an_order_of_their_own_each_epoch() -> None:
     sizes, num_epochs = np.full(12, 5), 400
     before = np.zeros((12, 12), int)
@@ -242,25 +230,6 @@ def test_any_step_of_any_rank_is_as_in_the_whole_order(page_sizes: np.ndarray, s
                 expected = whole[(step * world + rank) * size :][:size]
                 assert step_indices(order, step, size, rank, world).tolist() == expected.tolist()
     assert QuasiRandomOrder(5, 1, *arguments)[len(whole) :].tolist() == []
-
-
-@pytest.mark.parametrize("world", [64, 256])
-def test_many_ranks_see_each_sample_once_and_share_no_page(world: int) -> None:
-    lanes, share, sizes = 256, 2, np.full(256 * 5, 12)
-    page_of_sample = np.repeat(np.arange(len(sizes)), sizes)
-    pages, groups = pages_with(page_of_sample, len(sizes)), deal_pages(0, 3, sizes, lanes)
-    whole = QuasiRandomOrder(0, 3, pages, groups, lanes, share)[:]
-    assert sorted(whole.tolist()) == list(range(len(page_of_sample)))
-    size, reader_of_page = lanes * share // world, np.full(len(sizes), -1)
-    for rank in range(world):
-        order = QuasiRandomOrder(0, 3, pages, groups, lanes, share)
-        steps = range(len(order) // (lanes * share))
-        seen = np.concatenate([step_indices(order, step, size, rank, world) for step in steps])
-        assert seen.tolist() == whole.reshape(-1, world, size)[:, rank].flatten().tolist()
-        read = np.unique(page_of_sample[seen])
-        assert (reader_of_page[read] == -1).all()
-        reader_of_page[read] = rank
-    assert (np.bincount(reader_of_page, minlength=world) == 5 * lanes // world).all()
 
 
 def test_a_batch_mixes_many_pages_and_parts_neighbours() -> None:
@@ -390,8 +359,6 @@ def test_the_lanes_that_a_refusal_names_work(tmp_path: Path, monkeypatch: pytest
 
 
 def test_data_without_pages_is_refused() -> None:
-    with pytest.raises(ValueError, match="synthetic data lies in no pages; .* choose --order random"):
-        QuasiRandom(Synthetic(100), lanes=2, batch_size_per_rank=4)
     part = SimpleNamespace(kind="beton")  # as a Subset says
     with pytest.raises(ValueError, match="subset data lies in no pages; .* choose --order random"):
         QuasiRandom(part, lanes=2, batch_size_per_rank=4)  # type: ignore[arg-type]
@@ -508,8 +475,6 @@ def test_only_what_will_be_read_is_asked_for(
     [
         ({"order": "sequential"}, "order is 'sequential'; it must be random or quasi_random"),
         ({"world": 3, "rank": 0, "batch_size": 8}, "--lanes 4 cannot be shared by 3 ranks"),
-        ({"batch_size": 6}, "a batch of 6 .* has no equal shares for --lanes 4"),
-        ({"lanes": 64, "batch_size": 64}, "cannot be dealt evenly to --lanes 64"),
     ],
 )
 def test_what_does_not_go_together_is_refused(beton: Path, options: dict[str, Any], message: str) -> None:

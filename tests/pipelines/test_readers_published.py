@@ -65,7 +65,7 @@ def test_every_split_from_archive_and_folder_in_any_shards_and_as_torchvision(
                 open_source(str(where), format, split=split, shard=(i, num_shards)) for i in range(num_shards)
             ]
             found = [sample for part in parts for sample in part.samples()]
-            assert (np.stack([np.asarray(sample.image) for sample in found]) == images).all()
+            assert np.array_equal([np.asarray(sample.image) for sample in found], images)
             assert [sample.label for sample in found] == labels.tolist() and found[0].name.endswith("[0]")
             assert parts[0].class_names == names and parts[0].mode == "raw" and not parts[0].notes
         if not list(folder.glob("*.bin")) or format == "stl10":

@@ -609,26 +609,6 @@ def test_what_is_not_whole_here_is_not_uploaded(
         write(folder, tmp_path)
 
 
-def test_an_upload_goes_on_with_its_last_file(
-    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, send = photo_tree(tmp_path / "photos"), StagedUpload._send
-    (folder / "ant" / "bad.jpg").write_bytes(b"x")
-
-    def interrupt(self: StagedUpload, path: Path) -> int:
-        if len([*self._finished()]) == 1:
-            raise KeyboardInterrupt
-        return send(self, path)
-
-    monkeypatch.setattr(StagedUpload, "_send", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write(folder, tmp_path, max_bad="1", shard_mb=16)
-    monkeypatch.setattr(StagedUpload, "_send", send)
-    write(tmp_path / "is not read any more", tmp_path, max_bad="1", shard_mb=16, resume=True)
-    shard = "sets/train-00000-of-00001.beton"
-    assert server.all_keys() == [shard, f"{shard}.json", "sets/train.beton.bad.csv"]
-
-
 def test_what_fails_for_a_while_is_sent_again(server: S3Server, tmp_path: Path) -> None:
     folder, num = photo_tree(tmp_path / "photos"), 0
 

@@ -218,37 +218,22 @@ BOXES: dict[str, tuple[Spoil, str]] = {
         text("000005", "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>", ""),
         "000005.xml: a tvmonitor has no <bndbox>",
     ),
-    "right of it": (text("000007", "<xmax>64", "<xmax>65"),
-                    r"000007.xml: the box 45.7 2 65 30.5 .* of a person is outside"),
-    "below": (text("000007", "<ymax>48", "<ymax>48.5"),
-              "000007.xml: .* outside of the image; its pixels are 1 to 64 and 1 to 48"),
-    "left, from 0": (text("000007", "<xmin>1<", "<xmin>0<"),
-                     "000007.xml: the box 0 11 20 48 .* outside .* counted from 1"),
+    "right of it": (text("000007", "<xmax>64", "<xmax>65"), "the box 45.7 2 65 30.5 .* of a person is out"),
+    "below": (text("000007", "<ymax>48", "<ymax>48.5"), "outside of .* its pixels are 1 to 64 and 1 to 48"),
+    "left, from 0": (text("000007", "<xmin>1<", "<xmin>0<"), "000007.xml: .* outside .* counted from 1"),
     "above": (text("000007", "<ymin>2.0", "<ymin>-3"), "000007.xml: .* outside"),
-    "no width": (text("000007", "<xmax>20", "<xmax>0"),
-                 "000007.xml: the box 1 11 0 48 .* of a dog has no area"),
-    "no height": (text("000005", "<ymax>4", "<ymax>1"), "000005.xml: .* has no area; give xmin <= xmax"),
-    "no number": (text("000005", "<ymax>4", "<ymax>four"),
-                  "000005.xml: <ymax> of <bndbox> is 'four'; give a number"),
+    "no width": (text("000007", "<xmax>20", "<xmax>0"), "the box 1 11 0 48 .* of a dog has no area"),
+    "no height": (text("000005", "<ymax>4", "<ymax>1"), "000005.xml: .* has no area"),
+    "no number": (text("000005", "<ymax>4", "<ymax>four"), "000005.xml: <ymax> of <bndbox> is 'four'"),
     "no coordinate": (text("000005", "<ymax>4</ymax>", ""), "000005.xml: <ymax> of <bndbox> is None"),
     "infinite": (text("000005", "<ymax>4", "<ymax>inf"), "000005.xml: <ymax> of <bndbox> is 'inf'"),
-    "strange class": (
-        text("000007", "<name>dog", "<name>wolf"),
-        r"000007.xml: class 'wolf' is none of the 20 \(aeroplane, bicycle, bird, ...\); "
-        + "write your own classes into VOCdevkit/classes.txt",
-    ),
-    "another size": (text("000007", "<width>64", "<width>65"),
-                     "000007.xml: says 65 x 48 px, and the image has 64 x 48"),
+    "strange class": (text("000007", "<name>dog", "<name>wolf"), "'wolf' is none of the 20 .*/classes.txt"),
+    "another size": (text("000007", "<width>64", "<width>65"), "says 65 x 48 px, and the image has 64 x 48"),
     "broken XML": (text("000007", "</annotation>", ""), "000007.xml: broken XML .* extract it again"),
-    "an absent picture": (
-        lists("000007\n000008\n000005\n000011\n"),
-        "2 of the 4 images .*trainval.txt names are missing, the first is 000008.jpg; "
-        + "extract .* VOCtrainval_06-Nov-2007.tar",
-    ),
-    "an absent annotation": (
-        remove("Annotations/000005.xml"),
-        "Annotations: 1 of the 2 annotations that .*trainval.txt names are missing, the first is 000005.xml",
-    ),
+    "an absent picture": (lists("000007\n000008\n000005\n000011\n"),
+                          "2 of the 4 images .* missing, the first is 000008.jpg; .*06-Nov-2007.tar"),
+    "an absent annotation": (remove("Annotations/000005.xml"),
+                             "1 of the 2 annotations .* missing, the first is 000005.xml"),
     "twice": (lists("000007\n000005\n000007\n"), "trainval.txt: names 000007 twice"),
     "nothing": (lists("\n"), "trainval.txt: names no image"),
     "a list of a class": (lists("000007  1\n"), "trainval.txt: the line '000007  1' is no id"),
@@ -256,15 +241,8 @@ BOXES: dict[str, tuple[Spoil, str]] = {
     "no lists": (remove("ImageSets"), "VOC2007: holds no ImageSets, which 2007_trainval needs"),
     "no pictures": (remove("JPEGImages"), "VOC2007: holds no JPEGImages"),
     "no annotations": (remove("Annotations"), "VOC2007: holds no Annotations"),
-    "an empty picture": (
-        put("JPEGImages/000007.jpg", ""),
-        "000007.jpg: cannot be read as an image .*; extract the whole of VOCtrainval_06-Nov-2007.tar",
-    ),
-    "no such year": (
-        lambda year: year.rename(year.with_name("VOC2008")),
-        "VOCdevkit: holds VOC2008, VOC2012 and no VOC2007, which 2007_trainval is of; "
-        + "extract the whole of VOCtrainval",
-    ),
+    "an empty picture": (put("JPEGImages/000007.jpg", ""), "000007.jpg: cannot be read as an image"),
+    "no such year": (lambda year: year.rename(year.with_name("VOC2008")), "VOC2012 and no VOC2007"),
     "no VOC": (
         lambda year: [
             year.rename(year.with_name("voc")), year.with_name("VOC2012").rename(year.with_name("x")),
@@ -300,14 +278,9 @@ def wrong_mask(change: Callable[[np.ndarray], np.ndarray | None]) -> Spoil:
 
 
 MASKS: dict[str, tuple[Spoil, str]] = {
-    "another size": (wrong_mask(lambda mask: mask[:, 1:]),
-                     "2007_000032.png: has 69 x 50 px, and the image 70 x 50"),
+    "another size": (wrong_mask(lambda mask: mask[:, 1:]), "has 69 x 50 px, and the image 70 x 50"),
     "turned": (wrong_mask(lambda mask: mask.T), "2007_000032.png: has 50 x 70 px, and the image 70 x 50"),
-    "no such class": (
-        wrong_mask(lambda mask: mask.put(99, 21)),
-        r"2007_000032.png: holds the number 21, which is no class; "
-        + r"allowed are 0 \(background\), 1 to 20 and 255",
-    ),
+    "no such class": (wrong_mask(lambda mask: mask.put(99, 21)), "holds the number 21, .* 1 to 20 and 255"),
     "almost void": (wrong_mask(lambda mask: mask.put(99, 254)), "holds the number 254"),
     "colours": (
         lambda year: Image.new("RGB", (70, 50)).save(year / "SegmentationClass" / "2007_000032.png"),
@@ -319,11 +292,7 @@ MASKS: dict[str, tuple[Spoil, str]] = {
         ),
         "2007_000032.png: cannot be read as a PNG",
     ),
-    "absent": (
-        remove("SegmentationClass/2007_000039.png"),
-        "1 of the 2 annotations .*/train.txt names are missing, the first is 2007_000039.png; "
-        + "extract .* VOCtrainval_11-May-2012.tar",
-    ),
+    "absent": (remove("SegmentationClass/2007_000039.png"), "1 of the 2 .* the first is 2007_000039.png"),
     "no masks": (remove("SegmentationClass"), "VOC2012: holds no SegmentationClass"),
 }  # fmt: skip
 
@@ -358,10 +327,7 @@ def test_what_is_wrong_with_sbd_is_said(root: Path, tmp_path: Path) -> None:
     file.write_bytes(b"nonsense")
     refuse("2008_000001.mat: cannot be read as a MATLAB file")
     file.unlink()
-    refuse(
-        "cls: 1 of the 2 annotations that .* are missing, the first is 2008_000001.mat; "
-        "extract the whole of benchmark.tgz"
-    )
+    refuse("cls: 1 of the 2 annotations .* the first is 2008_000001.mat; .* benchmark.tgz")
     (place / "dataset" / "val.txt").unlink()
     refuse("dataset: holds no val.txt of SBD; extract the whole of benchmark.tgz")
     shutil.rmtree(place)

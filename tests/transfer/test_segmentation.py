@@ -1,8 +1,6 @@
 """Test segmentation: its crops, loss in plain loops, scores, two ranks, and interrupted predictions."""
 
 import math
-import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +16,6 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.console.installed import install
 from fastpsl.engine.dataset_pass import NAME, PART, EpochContext, PassStopped, read_predictions
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
@@ -30,12 +27,12 @@ from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import StageTrainer, pretrain
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.convolutional import AlexNet
-from fastpsl.pipelines.datasets.voc.annotations import VOID, mask_png, palette
+from fastpsl.pipelines.datasets.voc.annotations import VOID, palette
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.embedded.voc import draw_voc
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
 from fastpsl.pipelines.views import Input
-from fastpsl.plots.detections import Shown, draw_masks, draw_predicted_masks
+from fastpsl.plots.detections import Shown, draw_masks
 from fastpsl.transfer.segmentation.fcn import FCN32s, network_of
 from fastpsl.transfer.segmentation.task import (
     ScaledCrop,
@@ -43,8 +40,6 @@ from fastpsl.transfer.segmentation.task import (
     confusion,
     mask_losses,
     mask_scores,
-    require_torchmetrics,
-    with_background,
 )
 from tests.collectives import FakeRanks
 from tests.engine.exact_signals import signal_at_question
@@ -109,27 +104,6 @@ def test_the_longer_side_is_at_most_four_times_the_crops(
     """With a crop of 16 px, 10 x 100 px become 6 x 64 and not 16 x 160."""
     crop = ScaledCrop(16, (1.0, 1.0), 1.0)
     assert [tuple(crop(*annotated(*size), keys(i))[1].shape) for i in range(4)] == [wanted] * 4
-
-
-def test_a_crop_of_one_class_is_drawn_anew() -> None:
-    mask = torch.ones(64, 64, dtype=torch.uint8)
-    mask[40:, 40:], mask[:8] = 2, VOID
-    image = mask[None].repeat(3, 1, 1)
-    shares = {}
-    for most in (0.75, 1.0):
-        crop, rows = ScaledCrop(32, (2.0, 2.0), most), []
-        for index in range(60):
-            counts = torch.bincount(crop(image, mask, keys(index))[1].flatten(), minlength=3)
-            rows.append([int(counts[1]), int(counts[2])])
-        shares[most] = np.mean([max(row) / max(sum(row), 1) <= most and min(row) > 0 for row in rows])
-    # A single random crop is rarely mixed so well, but one of up to eleven often is.
-    assert shares[0.75] > 0.6 and shares[1.0] > 0.9
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3, 500), (33, 31)])
-def test_odd_images_can_be_cropped(size: tuple[int, int]) -> None:
-    image, mask = ScaledCrop(16, (0.5, 2.0), 0.75)(*annotated(*size), keys(0))
-    assert image.shape[1:] == mask.shape and 1 <= min(mask.shape) and max(mask.shape) <= 16
 
 
 def test_a_crop_is_drawn_anew_ten_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -535,14 +509,6 @@ def test_rank_0_scores_alone() -> None:
     assert not calls
 
 
-def test_without_torchmetrics_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_torchmetrics()
-    monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    with pytest.raises(ValueError, match=re.escape(install("transfer"))) as caught:
-        require_torchmetrics()
-    assert "\n" not in str(caught.value)
-
-
 def test_the_sheet_shows_images_truth_and_prediction_in_vocs_colours(tmp_path: Path) -> None:
     truth, prediction = np.zeros((30, 40), np.uint8), np.full((30, 40), 2, np.uint8)
     truth[:, :20], truth[:, 20:22] = 1, 255
@@ -561,14 +527,3 @@ def test_the_sheet_shows_images_truth_and_prediction_in_vocs_colours(tmp_path: P
         whole = 150 * 200
         for name, share in (("cat", 0.5), ("dog", 1.0), ("void", 0.05), ("picture", 1.0)):
             assert counts[name] == pytest.approx(num * share * whole, abs=400), (num, name)
-
-
-def test_a_sheet_of_a_data_set_says_how_much_of_each_image_is_right(tmp_path: Path) -> None:
-    root = draw_voc(tmp_path / "VOCdevkit", 2, 3, side_px=48)
-    with VOC(root, ("2012_val",), "masks") as data:
-        assert with_background(data) == ["background", "cross", "disc", "triangle"]
-        for index in range(3):
-            (tmp_path / f"{data.image_id(index)}.png").write_bytes(mask_png(data.mask(index)))
-        path = draw_predicted_masks(tmp_path / "sheet.png", tmp_path, data, with_background(data))
-        with Image.open(path) as image:
-            assert image.size[0] > 300
