@@ -16,17 +16,15 @@ from fastpsl.pipelines.decoders.libffcv import why_missing
 from fastpsl.tasks.jigsaw import read_permutations
 from tests.cli import Cli, refused
 from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.written import tree
 
 SHORT = {"cat/a.jpg": (60, 80), "cat/b.jpg": (90, 50), "dog/c.jpg": (70, 70)}
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for i, (name, size) in enumerate(SHORT.items()):
-        path = tmp_path / "photos" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(jpeg(photo(i, *size)))
-    return tmp_path / "photos"
+    files = {name: jpeg(photo(i, *size)) for i, (name, size) in enumerate(SHORT.items())}
+    return tree(tmp_path / "photos", files)
 
 
 def test_out_of_memory_is_one_line(
@@ -59,17 +57,6 @@ def test_write_verify_info(photos: Path, tmp_path: Path, cli: Cli) -> None:
         f"source {photos}",
     ):
         assert word in output, (word, output)
-
-
-def test_small_images_are_left_out(photos: Path, tmp_path: Path, cli: Cli) -> None:
-    out = tmp_path / "train.beton"
-    code, output, _ = cli("data", "write", photos, out, "--min-px", 60, "--max-bad", 0)
-    assert code == 0 and "2 samples" in output
-    assert output.splitlines()[-1] == (
-        f"{out}.small.csv: 1 was left out as smaller than 60 px, the first is cat/b.jpg: 50 x 90 px"
-    )
-    outcome = cli("data", "write", photos, tmp_path / "b.beton", "--min-px", -1)
-    refused(outcome, "fastpsl data write: --min-px -1: give a number from 0")
 
 
 def test_names_of_any_kind(tmp_path: Path, cli: Cli) -> None:
@@ -118,39 +105,26 @@ def test_verify_names_and_exits_2(photos: Path, tmp_path: Path, cli: Cli) -> Non
         ("data write {tmp}/none {tmp}/a.beton", "no such file or folder"),
         ("data write {tmp}/none {photos}/cat/a.jpg", "a.jpg: exists already"),
         ("data write {tmp}/none {photos}", "is a folder; choose another name"),
-        ("data write {tmp}/none-*.tar {tmp}/a.beton", "no file matches"),
         ("data write {photos}/cat/a.jpg {tmp}/a.beton", "a.jpg: images are read by their folder, "),
         ("data write {photos}/cat/a.jpg {tmp}/a.beton --format tar", "is no tar"),
-        ("data write {photos} {tmp}/a.beton --format zip", "zip"),
-        ("data write {photos}/cat/a.jpg {tmp}/a.beton --format npz", "no sound .npz"),
         ("data write {photos} {tmp}/a.beton --split train", "a folder has no splits"),
         ("data write {photos} {tmp}/a.beton --shard 2/2", "--shard 2/2"),
-        ("data write {photos} {tmp}/a.beton --shard x", "--shard x"),
         ("data write {photos} {tmp}/a.beton --max-bad many", "--max-bad many"),
         ("data write {photos} {tmp}/a.beton --quality 0", "--quality 0"),
-        ("data write {photos} {tmp}/a.beton --short-side -5", "--short-side -5"),
-        ("data write {photos} {tmp}/a.beton --workers 0", "--workers 0"),
         ("data write {photos} {tmp}/a.beton --short-sied 5", "short-sied"),
-        ("data write {photos} {tmp}/a.beton --short-side five", "five"),
         (
             "data write {photos}",
             "OUT is missing, as in `fastpsl data write SRC OUT`; see fastpsl data write --help",
         ),
         ("data verify", "no dataset file given"),
         ("data verify {tmp}/none.beton", "no such file or folder; give a .beton file or"),
-        ("data verify {tmp}/none-*.beton", "no file matches"),
-        ("data info {tmp}/none.beton", "no such file or folder; give a .beton file or"),
         ("data info {photos}/cat/a.jpg", "is no dataset file of FFCV's format 2, as its first bytes show"),
-        ("betn", "betn"),
         ("data check", "there is no command data check; allowed are write, append, verify, info, show"),
         ("recipes lst", "there is no command recipes lst; did you mean list? allowed are list, copy"),
-        ("trian --help", "there is no command trian; did you mean train?"),
         ("recipes copy", "NAME and FILE are missing, as in `fastpsl recipes copy NAME FILE`; see "),
         ("permutations --out {tmp}/none/p.npy --counts 5", "cannot be written"),
         ("permutations --out {tmp}/p.npy --num-pieces 3 --counts 7", "7"),
-        ("permutations --out {tmp}/p.npy --counts 0", "0"),
         ("permutations --out {tmp}/p.npy --counts 50 20", "50 20: each set begins with the one before it"),
-        ("permutations --out {tmp}/p.npy --counts 20 20", "20 20: each set begins with the one before it"),
         ("permutations --out {photos}/cat/a.jpg --counts 5", "exists already"),
     ],
 )

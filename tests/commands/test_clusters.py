@@ -26,7 +26,7 @@ from fastpsl.tasks.pseudo_labels.file import write_labels
 from fastpsl.tasks.pseudo_labels.scores import ari, hungarian_accuracy, many_to_one_accuracy, nmi
 from tests.cli import Cli, refused
 from tests.pipelines.photos import jpeg, photo
-from tests.pipelines.written import write_labelled
+from tests.pipelines.written import tree, write_labelled
 from tests.plots.png_pixels import pixels
 
 NUM_CLASSES = 20
@@ -208,9 +208,7 @@ def test_a_run_of_iic(tmp_path: Path, cli: Cli) -> None:
 @pytest.fixture
 def unlabelled(run_folder: Path, tmp_path: Path) -> Path:
     """Return a flat folder of images without labels, which become the data of the run."""
-    (tmp_path / "photos").mkdir()
-    for i in range(24):
-        (tmp_path / "photos" / f"{i:02d}.jpg").write_bytes(jpeg(photo(i, 40, 50)))
+    tree(tmp_path / "photos", {f"{i:02d}.jpg": jpeg(photo(i, 40, 50)) for i in range(24)})
     with open_data(tmp_path / "photos") as data:  # type: ignore[attr-defined]
         assert (data.labels() < 0).all()
         labels = np.minimum(np.arange(24) // 5, 3)

@@ -13,6 +13,7 @@ import fastpsl
 from fastpsl.cli import main
 from tests.cli import Cli
 from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.written import tree
 from tests.recipes.in_process import start
 from tests.recorded import Place, planted, read, strings, write
 from tests.slow import nightly
@@ -47,10 +48,7 @@ def seen() -> Iterator[list[str]]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a run, and exported weights with their record beside it."""
     here = tmp_path_factory.mktemp("planted")
-    for number in range(12):
-        path = here / "photos" / f"class{number % 2}" / f"{number:02d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(jpeg(photo(number, 60, 60)))
+    tree(here / "photos", {f"class{i % 2}/{i:02d}.jpg": jpeg(photo(i, 60, 60)) for i in range(12)})
     runs = here / "runs"
     start("simclr_r50", TINY, "--data", here / "photos", "--out", runs / "run").ok()
     main(["export", str(runs / "run"), str(runs / "weights.pth"), "--to", "timm"])

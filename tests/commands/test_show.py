@@ -17,7 +17,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from recipes import jigsaw_r50
 from tests.cli import Cli, refused
-from tests.pipelines.photos import DECODERS, jpeg, photo, photo_samples, write
+from tests.pipelines.photos import DECODERS, photo_samples, write
 
 
 def test_the_jigsaw_shown_is_the_recipes() -> None:
@@ -97,21 +97,6 @@ def test_crops_without_a_task_and_samples_that_are_bad(tmp_path: Path, cli: Cli)
         for view_number, start in ((0, left), (1, left + 3 * 32)):
             expected = batch.images[view_number][i].permute(1, 2, 0).numpy()
             assert (sheet[top : top + 84 : 3, start : start + 84 : 3] == expected).all()
-
-
-def test_a_folder_of_images_with_names_of_all_kinds(
-    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for i, name in enumerate(("größe 1", "猫")):
-        (tmp_path / "my photos" / name).mkdir(parents=True)
-        (tmp_path / "my photos" / name / "a b.jpg").write_bytes(jpeg(photo(i, 60, 50)))
-    out = tmp_path / "sheet.png"
-    code, said, _ = cli(
-        "show", tmp_path / "my photos", "--short-side", 32, "--decoder", "pillow", "--out", out
-    )
-    assert code == 0 and f"{out}: 2 samples of {tmp_path / 'my photos'}, decoder pillow" in said
-    assert Image.open(out).size == (1 * 188 + 8, 2 * (84 + 16 + 8) + 8)
 
 
 @pytest.mark.parametrize(

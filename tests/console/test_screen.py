@@ -165,13 +165,6 @@ def test_a_dumb_terminal_gets_lines_without_escapes() -> None:
     assert [line[:8] for line in stream.getvalue().splitlines()] == ["stage S1", "a line"]
 
 
-def test_no_colour() -> None:
-    screen, stream = on_terminal(no_color=True)
-    screen.show(NUMBERS)
-    screen.close()
-    assert not re.search(r"\x1b\[[\d;]*(3|4|9)\dm", stream.getvalue()) and "64 images/s" in newest(stream)
-
-
 def test_lines_on_stdout_stand_above_a_display_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file or a pipe gets them as they are."""
     for is_terminal in (True, False):
@@ -387,13 +380,6 @@ def test_a_bar_fits_and_cuts_nothing(monkeypatch: pytest.MonkeyPatch, width: int
     assert text.count("\x1b[2K") >= 2  # it is removed at the end
 
 
-def test_a_bar_without_a_total_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = terminal(monkeypatch, 80)
-    with Progress("", "images"):
-        pass
-    assert "0 images" in without_styles(stream)
-
-
 def test_a_changing_line_takes_what_takes_long_until_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal(monkeypatch, 80)
     monkeypatch.setattr(progress, "_heartbeat", progress.Heartbeat())
@@ -413,13 +399,4 @@ def test_a_dumb_terminal_gets_the_lines_of_a_file(
     with make():
         assert progress._heartbeat.redraw is None and progress._heartbeat.log is progress._to_stderr
         assert not progress._heartbeat._operations[-1].quiet
-    assert not stream.getvalue()
-
-
-def test_a_console_of_a_file_writes_no_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    with Progress("", "images", 10) as shown_bar:
-        shown_bar.update(5)
     assert not stream.getvalue()

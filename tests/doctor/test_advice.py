@@ -66,15 +66,6 @@ def test_on_the_cpu_loader_and_step_share_the_cores() -> None:
     assert limit_of(replace(cpu, stages=(replace(cpu.stages[0], both=50.0),))).part == "overlap"
 
 
-def test_smaller_images() -> None:
-    trial = Alternative(
-        "fastpsl data write --short-side 256", 1200.0, 800.0, "41% of the pixels; tried with 512"
-    )
-    small = measured(waiting(), alternatives=(trial,))
-    assert options(small) == [("fastpsl data write --short-side 256", 1.5)]
-    assert changes(small)[0].text == "decodes 1.5x as fast here (41% of the pixels; tried with 512)"
-
-
 def test_storage_and_a_page_cache_that_is_too_small() -> None:
     """The loader has 4,000/s from memory and 250/s from storage."""
     read = ReadRate(260, 50_000, 800 * GB, 100 * GB, 0.1)
@@ -275,15 +266,3 @@ def test_the_line_has_both_costs_and_whether_they_speak_for_the_choice() -> None
     alone = in_words(replace(auto, costs={"turbo": FEW}, by_measurement="turbo"), is_cuda=True)
     assert alone.endswith("at 0.63 ms of CPU")  # there is nothing to choose from
     assert in_words(replace(auto, costs={}), is_cuda=True).endswith("it is near")
-
-
-def test_the_screen_and_the_json_have_it() -> None:
-    auto = AutoDecoder("turbo", "it is near", {"turbo": FEW, "dali": DALI}, "dali")
-    report = report_of(measured(auto=auto, is_cuda=True))
-    assert "--decoder auto takes turbo: it is near" in screen_of(report, 80)
-    costs = {
-        "turbo": {"images_per_s": 6_314, "cpu_ms": 0.63}, "dali": {"images_per_s": 37_027, "cpu_ms": 0.11},
-    }  # fmt: skip
-    assert report.as_dict()["measured"]["auto"] == {
-        "name": "turbo", "reason": "it is near", "costs": costs, "by_measurement": "dali",
-    }  # fmt: skip

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastpsl.console.words import number_of
 from fastpsl.doctor import checks
 from fastpsl.doctor.checks import check_machine, check_noise, check_page_cache, check_software, driver_version
 from fastpsl.doctor.measurements import ReadRate
@@ -152,13 +151,6 @@ def test_the_page_cache() -> None:
     short = check_page_cache(ReadRate(1.0, 1.0, 4 * 10**9, 2 * 10**9, None))
     assert short.state == "warning" and "quasi_random" in short.remedy
     assert "2 GB of the data's 4 GB" in short.text
-
-
-def test_numbers_and_their_nouns() -> None:
-    assert [number_of(n, "core") for n in (1, 2, 1024, "1.0", "0.4")] == [
-        "1 core", "2 cores", "1,024 cores", "1 core", "0.4 cores",
-    ]  # fmt: skip
-    assert "the data has 1 file open" in machine()["open files"].text
 
 
 def test_noise() -> None:

@@ -20,11 +20,11 @@ from fastpsl.doctor.loader_rates import (
     measure_engines,
     sampled,
 )
-from fastpsl.doctor.measurements import JpegEngines, Measurements, changes
+from fastpsl.doctor.measurements import JpegEngines
 from fastpsl.engine import gpu
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.embedded.betons import sample_paths
-from tests.doctor.measured import measured, no_limit, report_of, screen_of, waiting
+from tests.doctor.measured import no_limit
 from tests.fake_nvml import Nvml
 from tests.pipelines.photos import RAW, photo, write
 
@@ -232,23 +232,3 @@ def test_auto_is_asked_with_the_ranks_cores(monkeypatch: pytest.MonkeyPatch) -> 
     )  # fmt: skip
     with pytest.raises(ValueError, match="asked"):
         Examination(setup, 2, 1.0, no_limit(), lambda _: None).measure()
-
-
-def engines_screen(measurements: Measurements) -> str:
-    return screen_of(report_of(measurements, *check_engines(measurements.jpeg_engines, measurements.decoder)))
-
-
-def test_the_screen_has_the_engines_and_the_option() -> None:
-    engines = JpegEngines(7, "", 0.9, 67, RATES)
-    alternatives = tuple(best_share(engines, "dali", 500.0))
-    measurements = measured(
-        waiting(), decoder="dali", decode=500.0, copy=None, jpeg_engines=engines, alternatives=alternatives
-    )
-    screen = engines_screen(measurements)
-    assert "JPEG engines: 7, busy 67% while dali decodes" in screen
-    assert "0.65 of a batch (--hw-decoder-load 0.65)" in screen
-    assert changes(measurements)[0].option == "--hw-decoder-load 0.65"
-    assert "JPEG engines" not in engines_screen(measured(waiting()))
-    idle = measured(waiting(), decoder="dali", jpeg_engines=JpegEngines(7, "no video: add it", 0.9))
-    (line,) = (line for line in engines_screen(idle).splitlines() if "engines" in line)
-    assert line == "warning: jpeg engines: no video: add it: --decoder turbo needs none"

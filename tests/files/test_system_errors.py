@@ -67,7 +67,7 @@ from fastpsl.tasks.jigsaw import read_permutations
 from fastpsl.tasks.pseudo_labels.file import _read
 from fastpsl.transfer.detection.proposals import _detectrons, _selective_search
 from tests.pipelines.photos import jpeg, photo
-from tests.pipelines.written import make_tar, write_folder
+from tests.pipelines.written import make_tar, tree, write_folder
 
 FALSE = re.compile(r"damaged|remove|again|\bis no\b|no sound|extract|download", re.IGNORECASE)
 
@@ -112,9 +112,7 @@ def break_opening(monkeypatch: pytest.MonkeyPatch, number: int, name: str) -> No
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a sound file of each kind."""
     here = tmp_path_factory.mktemp("sound")
-    for name in ("cat/a.jpg", "cat/b.jpg", "dog/c.jpg"):
-        (here / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-        (here / "photos" / name).write_bytes(jpeg(photo(0, 20, 30)))
+    tree(here / "photos", dict.fromkeys(("cat/a.jpg", "cat/b.jpg", "dog/c.jpg"), jpeg(photo(0, 20, 30))))
     write_folder(here / "photos", here / "x.beton")
     np.save(here / "p.npy", np.array([[0, 1], [1, 0]]))
     np.savez(here / "x.npz", images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.zeros(2, np.int64))

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from fastpsl.engine.optim.schedules import Moment
-from fastpsl.engine.reporter import summary_line
 from fastpsl.evaluation import fine_tuning, untrained
 from fastpsl.evaluation.few_labels import FewLabels
 from fastpsl.evaluation.linear import best_block_lines
@@ -226,30 +225,10 @@ def test_alexnets_blocks_by_uics_protocol(tmp_path: Path) -> None:
     assert (settings["lr_batch"], settings["batch_size"], settings["num_crops"]) == (256, 16, 10)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("protocol", "num_crops"), [("rotnet", 1), ("deepcluster", 10)])
-def test_alexnets_protocols_take_other_backbones(tmp_path: Path, protocol: str, num_crops: int) -> None:
-    record = checked(tmp_path, protocol, *RANDOM, *DATA, *SMALL)
-    assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in BLOCKS}
-    assert record["settings"]["num_crops"] == num_crops
-
-
 def test_small_images_are_scored_whole(tmp_path: Path) -> None:
     """Check that --whole means one view."""
     record = checked(tmp_path / "out", "sslpp", *RANDOM, *DATA, *SMALL, "--whole")
     assert "ShorterSideCrop(shorter_px=32, size_px=32, where='center')" in record["settings"]["val_view"]
-
-
-def test_a_summary_has_each_block() -> None:
-    summary = {
-        "stage": "linear", "level": 1, "num_steps": 4, "num_steps_planned": 4, "seconds": 5.0,
-        "loss_start": None, "chance": 0.001,
-        "val": {"loss": 3.0, **{f"top{k}_{b}": 0.5 for b in BLOCKS for k in (1, 5)}},
-    }  # fmt: skip
-    assert summary_line(summary) == (
-        "linear (level G1): 4 steps in 0:00:05, validation top-1 B1 50.0, B2 50.0, B3 50.0, B4 50.0, "
-        "B5 50.0, final 50.0 % (chance 0.1 %)"
-    )
 
 
 def other_classes(tmp_path: Path) -> Path:

@@ -20,9 +20,7 @@ from fastpsl.tables.paper_file import TABLES
 from tests.cli import Cli, Outcome, refused
 from tests.tables.table_results import (
     DIGESTS,
-    PAPER,
     TINY,
-    commands_of,
     missing_of,
     ours,
     put,
@@ -261,15 +259,3 @@ def test_layers_on_stl_10_after_tiny_yfcc100m(tmp_path: Path) -> None:
         assert ours(made, method) == wanted, made.matches.unused
     assert ours(report(tmp_path, "sslpp/fig1"), "Ours+Rot.")[-1] == "70.0"
     assert "digests aaaaaaaa/bbbbbbbb/eeeeeeee" in made.data_words()
-
-
-def test_commands_of_tiny_yfcc100m(tmp_path: Path) -> None:
-    made = report(tmp_path, "sslpp/7", PAPER)
-    train, evaluate = commands_of(made, "Ours+Rot.")
-    assert "train sslpp-rotation --data P.beton" in train and "--backbone alexnet_rotnet" in train
-    assert "--size-px 224 --crop random_resized --epochs 50 --intervals 15 20 10 5" in train
-    assert "--data T.beton --val V.beton" in evaluate and evaluate.startswith("fastpsl eval linear ")
-    assert "--protocol sslpp --batch-size 64" in evaluate
-    (iic,) = (one for one in made.missing if one.weights == IIC)
-    assert "--data P.beton" in iic.commands[0] and "--backbone resnet34" in iic.commands[0]
-    assert "train supervised --data T.beton" in commands_of(made, "Supervised")[0]

@@ -163,15 +163,6 @@ def test_damaged_files_are_told_in_the_row(tmp_path: Path, cli: Cli, name: str, 
     assert re.search(r"^good +finished", outcome.out, re.MULTILINE)
 
 
-def test_a_file_that_cannot_be_opened_is_told_in_the_row(tmp_path: Path, cli: Cli) -> None:
-    (write_run(tmp_path / "bad") / "probe.jsonl").unlink()
-    (tmp_path / "bad" / "probe.jsonl").mkdir()
-    write_run(tmp_path / "good")
-    outcome = cli("runs", tmp_path)
-    assert (outcome.code, outcome.err) == (0, "") and f"{tmp_path / 'bad'}: probe.jsonl" in outcome.out
-    assert re.search(r"^good +finished", outcome.out, re.MULTILINE)
-
-
 @pytest.mark.parametrize("value", ["many", None, [], float("nan"), float("inf"), True, {}, 10**400])
 def test_a_number_that_is_none(tmp_path: Path, cli: Cli, value: Any) -> None:
     folder = write_run(tmp_path / "run")
