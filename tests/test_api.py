@@ -231,22 +231,6 @@ def test_an_interrupted_call_writes_a_checkpoint_and_goes_on(
     assert torch.load(resumed.checkpoint)["position"]["run_step"] == 2
 
 
-def test_a_thread_can_train(run: fastpsl.Trained, tmp_path: Path) -> None:
-    results: list[Any] = []
-
-    def work() -> None:
-        try:
-            results.append(pretrain(tmp_path / "run"))
-        except BaseException as error:  # noqa: BLE001  (shown by the assertion)
-            results.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert isinstance(results[0], fastpsl.Trained), results
-    assert results[0].metrics == run.metrics
-
-
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_process_makes_one_call_at_a_time(
     run: fastpsl.Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -352,15 +336,6 @@ def test_a_transform_takes_paths_pictures_and_arrays_alike(images: Path, model: 
             assert torch.equal(model.transform(other), expected)
     grey = model.transform(array[..., 0])
     assert torch.equal(grey, model.transform(np.repeat(array[..., :1], 3, axis=2)))
-
-
-def test_a_transform_turns_photos_upright(tmp_path: Path, model: fastpsl.Model) -> None:
-    pixels = np.zeros((40, 40, 3), np.uint8)
-    pixels[:20] = 255  # the upper half
-    exif = Image.Exif()
-    exif[0x0112] = 3  # turned by 180 degrees
-    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    torch.testing.assert_close(model.transform(tmp_path / "turned.png"), model.transform(pixels[::-1].copy()))
 
 
 def files_of_many_kinds(root: Path) -> None:
@@ -656,19 +631,12 @@ def test_an_error_of_the_training_is_noted_and_raised(
     ("arguments", "words"),
     [
         ({"recipe": "jigsw"}, "no recipe called 'jigsw'; perhaps you meant jigsaw$"),
-        ({"recipe": "zzz"}, "there are jigsaw, rotation, .*supervised"),
         ({"batchsize": 3}, "no option of jigsaw_r50 called 'batchsize'; perhaps you meant batch_size$"),
         ({"precision": "fp8"}, "^precision fp8: allowed are auto, fp32, bf16, fp16$"),
-        ({"lr": "abc"}, "^lr abc: give a number$"),
-        ({"lr": True}, "lr is True: give a value other than True and False$"),
-        ({"apex": 1}, "apex is 1: give True or False$"),
         ({"counts": ("--help",)}, "counts .* a value cannot begin with --$"),
         ({"data": "nothere"}, "^nothere: no such file or folder; give a folder of images, a .beton file"),
-        ({"data": 3}, "data is int, not a path: give the path of a folder"),
-        ({"val": "nothere"}, "^val nothere without data"),
         ({"backbone": "resnet1"}, "^backbone resnet1: no network .*allowed are alexnet, "),
         ({"epochs": ()}, "^epochs without a value; give whole numbers$"),
-        ({"crop_scale": ()}, "^crop_scale without a value; give numbers$"),
         ({"batch_size": 1000}, "^480 training images are fewer than one batch of 1000: lower batch_size,"),
         ({"out": __file__}, "^out .* is a file: give a folder"),
     ],
@@ -720,29 +688,18 @@ def test_a_process_group_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
     [
         (lambda m: m.features(torch.zeros(1, 3, 32, 32), "B9"), "^block B9: this backbone has B1 to B5"),
         (lambda m: m.features(torch.zeros(3, 32, 32)), r"reads \[B, 3, H, W\], such as model.transform"),
-        (lambda m: m(torch.zeros(1, 1, 32, 32)), r"reads \[B, 3, H, W\]"),
         (lambda m: m.transform(np.zeros((4, 4), np.float32)), "an array float32 .* give uint8"),
-        (lambda m: m.transform(np.zeros((4, 4, 4), np.uint8)), "give uint8"),
-        (lambda m: m.transform(torch.zeros(3, 4, 4)), "give uint8"),
         (lambda m: m.transform(np.zeros((0, 4, 3), np.uint8)), "an array uint8 .0, 4, 3.: give uint8"),
-        (lambda m: m.transform(np.zeros((4, 0), np.uint8)), "an array uint8 .4, 0.: give uint8"),
-        (lambda m: m.transform(torch.zeros(3, 4, 0, dtype=torch.uint8)), "a tensor .*3, 4, 0.: give uint8"),
         (lambda m: m.transform("nothere.jpg"), "^nothere.jpg cannot be read as an image"),
-        (lambda m: m.transform(__file__), "cannot be read as an image .* image file$"),
-        (lambda m: m.transform(3), "int is no image"),
         (lambda m: m.transform(Image.new("F", (9, 9))), "^the PIL image cannot be read .*floating-point"),
         (lambda m: m.export("x.pth", to="nobody"), "to nobody"),
         (lambda m: fastpsl.load("nothere", size_px=0), "size_px is 0"),
         (lambda m: fastpsl.load(3), "weights is int, not a path: give the path of a run's folder"),  # type: ignore[arg-type]
-        (lambda m: fastpsl.plot.views([__file__]), "data is list, not a path"),  # type: ignore[arg-type]
         (lambda m: fastpsl.load(m.record["path"], "vgg16"), "resnet18, not vgg16; leave out backbone$"),
         (lambda m: fastpsl.load(m.record["path"], input_channels="RGB"), "input_std belong together"),
-        (lambda m: fastpsl.embed(m, block="B9"), "^block B9"),
         (lambda m: fastpsl.embed(m, size_px=0), "images of 0 px"),
         (lambda m: fastpsl.embed(m, precision="half"), "precision 'half': allowed"),  # type: ignore[arg-type]
-        (lambda m: fastpsl.embed(m, 3), "data is int, not a path"),  # type: ignore[arg-type]
         (lambda m: fastpsl.evaluate.knn(m, kk=3), "no option of knn called 'kk'; perhaps you meant k$"),
-        (lambda m: fastpsl.evaluate.knn(m, k=(0,)), "^k 0: give one or more numbers"),
     ],
 )  # fmt: skip
 def test_wrong_calls_of_a_model_are_one_line(call: Any, words: str, model: fastpsl.Model) -> None:
@@ -753,17 +710,10 @@ def test_wrong_calls_of_a_model_are_one_line(call: Any, words: str, model: fastp
 
 def test_weights_of_others_need_their_input(tmp_path: Path, model: fastpsl.Model) -> None:
     torch.save(model.backbone.state_dict(), tmp_path / "foreign.pth")
-    with pytest.raises(
-        ValueError, match="does not say which backbone it holds: give backbone, such as resnet50$"
-    ):
+    with pytest.raises(ValueError, match="does not say which backbone"):
         fastpsl.load(tmp_path / "foreign.pth")
-    loaded = fastpsl.load(
-        tmp_path / "foreign.pth",
-        "resnet18",
-        input_channels="RGB",
-        input_mean=(0.5,) * 3,
-        input_std=(0.2,) * 3,
-    )
+    statistics: dict[str, Any] = {"input_mean": (0.5,) * 3, "input_std": (0.2,) * 3}
+    loaded = fastpsl.load(tmp_path / "foreign.pth", "resnet18", input_channels="RGB", **statistics)
     assert loaded.input == Input("RGB", (0.5,) * 3, (0.2,) * 3) and loaded.transform.size_px == 224
     listed: dict[str, Any] = {"input_mean": [0.5] * 3, "input_std": [0.2] * 3}  # as people write them
     again = fastpsl.load(loaded.export(tmp_path / "own.pth"), input_channels="RGB", **listed)

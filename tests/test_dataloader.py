@@ -439,39 +439,19 @@ def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
         ({"views": [view], "num_views": 2}, "give either"),
         ({"views": [view], "size_px": 24}, "give either"),
         ({"num_views": 0}, "num_views is 0"),
-        ({"size_px": 0}, "crop size 0"),
-        ({"views": []}, "^views is empty: it takes a list of fastpsl.ViewSpec"),
-        (
-            {"views": v2.RandomResizedCrop(24)},
-            "^views is RandomResizedCrop: .*; transforms of other",
-        ),
+        ({"views": v2.RandomResizedCrop(24)}, "^views is RandomResizedCrop: .*; transforms of other"),
         ({"views": [view, v2.RandomResizedCrop(24)]}, "^views is a list with RandomResizedCrop: "),
-        ({"views": [fastpsl.views.simclr(24)]}, "^views is a list with list: "),
         ({"views": view}, "^views is one ViewSpec: it takes a list"),
-        ({"views": "simclr"}, "^views is str: "),
-        ({"views": 2}, "^views is int: "),
-        ({"views": ViewSpec}, "^views is type ViewSpec: "),
-        ({"views": fastpsl.views.simclr}, "^views is function simclr: "),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"world": 0}, "world is 0"),
         ({"batch_size": 7, "world": 3}, "batch_size is 7, of all 3 ranks .*; give 6 or 9$"),
-        ({"batch_size": 2, "world": 3}, "give 3$"),
-        ({"device": "tpu"}, "device tpu"),
         ({"data": tmp_path / "none.beton"}, "none.beton"),
         ({"data": ""}, "empty"),
-        (
-            {"data": ["a", "b"]},
-            "^data is list, not a path: give the path of a folder .*, or an open data set$",
-        ),
-        ({"data": b"photos"}, "^data is bytes, not a path"),
-        ({"data": 3}, "^data is int, not a path"),
+        ({"data": ["a", "b"]}, "^data is list, not a path: give the path of a folder"),
         ({"data": torch.zeros(2, 3, 8, 8)}, "^data is Tensor, not a path"),
         ({"data": "~/no photos"}, f"^{Path.home()}/no photos: no such file or folder"),
-        ({"rank": 2}, "rank is 2"),
         ({"dtype": torch.uint8}, "dtype is torch.uint8; it must be torch.float32, torch.float16, "),
         ({"as_batch": "lightly"}, r"as_batch is 'lightly'; it must be a function of \(inputs, labels\)$"),
         ({"as_batch": (), "with_indices": True}, r"it must be a function of \(inputs, labels, indices\)$"),
-        ({"dtype": "float32"}, "dtype is float32; it must be torch.float32, "),
     ):
         with pytest.raises(ValueError, match=says):
             fastpsl.loader(**{"data": beton, "batch_size": 2, "device": "cpu"} | arguments)  # type: ignore[arg-type]
@@ -498,15 +478,8 @@ def test_torchs_defaults_change_no_batch(beton: Path, views: str, augment: Augme
 
     def first_batch() -> list[torch.Tensor]:
         size_px = None if VIEWS[views] else 32
-        with fastpsl.loader(
-            beton,
-            VIEWS[views],
-            batch_size=4,
-            size_px=size_px,
-            device="cpu",
-            augment=augment,
-            with_indices=True,
-        ) as loader:
+        options: Any = {"batch_size": 4, "size_px": size_px, "device": "cpu", "augment": augment}
+        with fastpsl.loader(beton, VIEWS[views], with_indices=True, **options) as loader:
             inputs, labels, indices = next(iter(loader))
         return [*(inputs if isinstance(inputs, list) else [inputs]), labels, indices]
 

@@ -31,7 +31,7 @@ from fastpsl.tables.results import index_runs
 from tests.cli import Cli
 from tests.engine.tiny import one_process
 from tests.pipelines.photos import jpeg, photo
-from tests.pipelines.written import write_labelled, write_raw
+from tests.pipelines.written import tree, write_labelled, write_raw
 from tests.plots.png_pixels import pixels
 
 
@@ -226,11 +226,8 @@ def test_the_seed_draws_and_indices_choose(tmp_path: Path, cli: Cli) -> None:
 
 
 def folder(path: Path, num: int, classes: tuple[str, ...] = ()) -> Path:
-    for i in range(num):
-        place = path / classes[i % len(classes)] if classes else path
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{i:02d}.jpg").write_bytes(jpeg(photo(i, 40, 50)))
-    return path
+    places = classes or (".",)
+    return tree(path, {f"{places[i % len(places)]}/{i:02d}.jpg": jpeg(photo(i, 40, 50)) for i in range(num)})
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tests import cheaper
 from tests.cli import Cli, refused
 from tests.engine.tiny import one_process
 from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.written import tree
 from tests.programs import run
 from tests.recipes.in_process import start, words
 from tests.slow import slow
@@ -57,12 +58,8 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "photos"
-    for number in range(48):
-        path = folder / f"class{number % 3}" / f"{number:02d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(jpeg(photo(number, 60 + number, 70)))
-    return folder
+    files = {f"class{i % 3}/{i:02d}.jpg": jpeg(photo(i, 60 + i, 70)) for i in range(48)}
+    return tree(tmp_path_factory.mktemp("data") / "photos", files)
 
 
 Seen = list[tuple[torch.Tensor, list[torch.Tensor]]]

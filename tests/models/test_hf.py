@@ -320,15 +320,6 @@ def test_the_header_is_yaml_without_a_license(pretrained: Pretrained) -> None:
     )
 
 
-def test_the_command_is_found_from_the_folder_of_checkpoints(
-    card_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(card_run / "checkpoints")
-    (checkpoint_file,) = Path().glob("*.pt")
-    card = model_card(load_pretrained(checkpoint_file), RECORD, "resnet18", [], "mine")
-    assert "rotation_rv50.py --data 'train-*.beton' --lr 0.03" in card
-
-
 def test_it_says_how_the_weights_came_about_without_folders(pretrained: Pretrained, card_run: Path) -> None:
     card = model_card(pretrained, RECORD, "resnet18", [], "mine")
     assert "\nrotation_rv50.py --data 'train-*.beton' --lr 0.03\n" in card
@@ -366,15 +357,6 @@ def test_a_student_names_its_teacher_and_its_license(
     section = card.partition("## Teacher")[2].partition("## Evaluations")[0]
     assert told in section and "`net.py:Net`, `abc`" in section and "secret" not in section
     assert "## Teacher" not in model_card(pretrained, RECORD, "resnet18", [], "mine")
-
-
-def test_others_weights_have_no_run(pretrained: Pretrained, card_run: Path) -> None:
-    pretrained.record["path"] = "/nowhere/moco.pth.tar"
-    others = RECORD | {"science": None, "run_step": None, "source": RECORD["source"] | {"kind": "moco"}}
-    card = model_card(pretrained, others, "resnet18", [], "mine")
-    assert "A nin3 without classifier, of moco." in card
-    assert "From `step-00000005.pt`, SHA-256 `abc`." in card
-    assert "The command" not in card and "settings" not in card and "self-supervised" not in card
 
 
 def test_results_of_these_weights_alone(pretrained: Pretrained) -> None:
