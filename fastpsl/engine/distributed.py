@@ -49,10 +49,15 @@ def package_versions() -> dict[str, str]:
 
 def own_commit() -> str | None:
     """Return the commit of fastpsl's source, or None for an installed copy or without git."""
-    if shutil.which("git") is None:
+    root = Path(__file__).resolve().parents[2]
+    # git looks upward, and an installed copy may lie in another project's repository.
+    if shutil.which("git") is None or not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=10)
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=10)
+    except subprocess.TimeoutExpired:  # a slow disk; no run ends for want of this record
+        return None
     return done.stdout.strip() or None
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from fastpsl.console.progress import operation
 from fastpsl.console.words import number_of
 from fastpsl.engine.data_waits import LONG_SHARE, DataWaits, line_of
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
-from fastpsl.engine.distributed import World, gather_objects, on_any_rank, wait_for_all
+from fastpsl.engine.distributed import World, gather_objects, on_any_rank
 from fastpsl.engine.experiment import Experiment, block_costs, make_train_step, place_backbone
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory, torch_seed
 from fastpsl.engine.last_step import LastStep, Safepoint
@@ -35,22 +35,24 @@ from fastpsl.pipelines.loader.batch import BadSampleError, Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.plots.contact_sheet import NUM_IMAGES, captions, save_contact_sheet
 
+One = TypeVar("One", bound=Batch | None)
+
 
 def warm_up_loader(run: Run, task: Task, stage: Stage, loader: BatchSource) -> None:
     """Load a batch on one rank per machine.
 
     Rank 0 draws the batch as contact-sheet-G<level>.png, unless the task draws none or the stage is resumed.
     """
-    batch = None
+    # One compiles the loader by numba. The machine's others then read the code from numba's cache.
+    is_reader = run.world.local_rank == 0
+    doing = (
+        "reading the first batch, for which numba may compile" if is_reader else "waiting for the first batch"
+    )
     with operation("") as progress:
-        progress.rename(f"{stage.name}: reading the first batch, for which numba may compile", early=True)
-        # One compiles the loader by numba. The machine's others then read the code from numba's cache.
-        if run.world.local_rank == 0:
-            batches = loader.epoch(run.position.first_epoch)
-            batch = next(batches)
-            batches.close()  # nobody wants the batches that are in flight behind it
-        progress.rename(f"{stage.name}: waiting for the first batch of the other ranks", early=True)
-        wait_for_all(run.world)
+        progress.rename(f"{stage.name}: {doing}", early=True)
+        batches = loader.epoch(run.position.first_epoch) if is_reader else (None for _ in range(1))
+        with contextlib.closing(batches):  # nobody wants the batches that are in flight behind the first
+            batch = next_on_all_ranks(batches, run.world, lambda: None)
     if batch is None or run.world.rank != 0 or run.position.step > 0:
         return
     # Before the ops, so that they augment only what is shown, on the host.
@@ -64,10 +66,11 @@ def warm_up_loader(run: Run, task: Task, stage: Stage, loader: BatchSource) -> N
         save_contact_sheet(images, run.folder / f"contact-sheet-G{stage.level}.png", texts)
 
 
-def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[], str | None]) -> Batch:
+def next_on_all_ranks(batches: Iterator[One], world: World, save: Callable[[], str | None]) -> One:
     """Return the next batch, or stop on all ranks if the data failed on one.
 
-    Every rank calls it before a step, for the first of the step's batches.
+    Every rank calls it before a step, for the first of the step's batches. `save` returns the checkpoint's
+    name, if it writes one.
     """
     failure: ValueError | OSError | None = None
     try:

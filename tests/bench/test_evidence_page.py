@@ -22,6 +22,7 @@ from bench.evidence.claims import (
     PAPERS,
     chart_words,
     experiment_group,
+    num_comparisons,
     p_values,
     paper_groups,
 )
@@ -29,6 +30,7 @@ from bench.evidence.plan import RANDOM, UNTRAINED, read_plan
 from bench.evidence.power import smallest_difference
 from bench.evidence.results import Results, compared_numbers, t_interval
 from bench.figures.svg import THEMES, render
+from fastpsl.tables.paper_file import TABLES
 from tests.bench.test_figures import SVG, check_layout, number
 from tests.programs import ROOT
 
@@ -234,6 +236,44 @@ def test_the_intervals_that_people_wrote_stand_in_a_table() -> None:
     assert known > 30
 
 
+def section(path: Path, anchor: str) -> str:
+    """Return what stands below a heading, down to the next one that is as high."""
+    for heading in re.finditer(r"^(#+) (.*)$", path.read_text(), re.MULTILINE):
+        if heading[2].lower().replace(" ", "-") == anchor:
+            rest = path.read_text()[heading.end() :]
+            return re.split(rf"^#{{1,{len(heading[1])}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    raise AssertionError(f"{path}: no {anchor}")
+
+
+def test_accuracies_of_the_front_pages_are_linked_to_their_spread() -> None:
+    """A paragraph, with the code below it, links to a section that has its figures and how far they vary."""
+    found = []
+    for page_of in (ROOT / "README.md", ROOT / "docs/index.md"):
+        text = page_of.read_text().replace("\n\n```text", "\n```text")
+        for part in re.split(r"\n\n|\n- ", text):
+            figures = {f"{a} ({b})" for a, b in FIGURE.findall(part)} | {*re.findall(r"\d+\.\d %", part)}
+            if figures:
+                sections = [
+                    section((page_of.parent / path), anchor)
+                    for path, anchor in re.findall(r"\]\(([\w/]+\.md)#([\w-]+)\)", part)
+                ]
+                for figure in figures:
+                    assert any(figure in one and re.search(r"±|\d to [+−]\d", one) for one in sections), (
+                        f"{page_of.relative_to(ROOT)}: {figure}"
+                    )
+                found.append(figures)
+    assert len(found) == 3
+    rows = {row.method: row for row in TABLES["psl/4"].rows}
+    gains = [
+        (row.numbers[0] or 0) - (rows[row.baseline or ""].numbers[0] or 0)
+        for name, row in rows.items()
+        if name.endswith("+PSL")
+    ]
+    assert (
+        f"The paper reports {min(gains):.1f} to {max(gains):.1f} points" in (ROOT / "README.md").read_text()
+    )
+
+
 def test_a_margin_that_is_named_holds_by_its_interval() -> None:
     """UIC beside DeepCluster on B4: two one-sided tests at 5 % are the interval of 90 %."""
     results = json.loads((page.RUNS / "deepcluster-cpu/results.json").read_text())
@@ -285,3 +325,30 @@ def test_best_blocks_are_chosen_by_the_other_seeds() -> None:
         assert one.values == {seed: of[one.arm, seed]["top1_B1"] for seed in range(4)}
     single = [one for one in scores if one["seed"] == 0]
     assert not [*bests(results | {"scores": single})]
+
+
+def test_best_blocks_can_decide(tmp_path: Path) -> None:
+    """A single seed has no row of them. Holm counts them beside the block."""
+    plan = tmp_path / "plan.json"
+    fields = json.loads(ROTATION.read_text())
+    end = fields["endpoint"] | {"numbers": ["top1_B4", "top1_best"], "pairs": [["psl", "sl"]]}
+    plan.write_text(json.dumps(fields | {"endpoint": end}))
+    numbers = {  # B4 and B5 of two seeds: the other seed's best is B5, then B4
+        "psl": [(50.0, 40.0), (44.0, 47.0)], "sl": [(39.0, 41.0), (38.0, 43.0)],
+    }  # fmt: skip
+    for num_seeds, names in ((1, ["top1_B4"]), (2, ["top1_B4", "top1_best"])):
+        results = Results.opened(tmp_path / f"{num_seeds}.json", plan)
+        results.record["scores"] = [
+            {"arm": arm, "rate": 0.05, "seed": seed, "evaluation": "linear", "input": None,
+             "command": f"{arm} {seed}", "data": {"train": "t", "val": "v"},
+             "numbers": {"top1_B4": of[seed][0], "top1_B5": of[seed][1]}}
+            for arm, of in numbers.items() for seed in range(num_seeds)
+        ]  # fmt: skip
+        results.write()
+        assert [one["number"] for one in results.record["differences"]] == names
+    assert [one["values"] for one in results.record["differences"]] == [[11.0, 6.0], [-1.0, 1.0]]
+    best = [row["values"] for row in results.record["means"] if row["number"] == "top1_best"]
+    assert best == [[40.0, 44.0], [41.0, 43.0]]
+    assert num_comparisons(results.record["endpoint"]) == 2
+    (_, line) = experiment_group("x", results.record, results.plan).lines
+    assert line.pair == "psl − sl, best block" and line.means == (42.0, 42.0)

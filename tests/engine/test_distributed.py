@@ -9,6 +9,7 @@ import platform
 import re
 import signal
 import socket
+import subprocess
 import time
 import warnings
 from collections import Counter
@@ -701,3 +702,16 @@ def test_a_machine_is_lost_and_the_other_goes_on_alone(
     texts = "".join(agent.texts[0] for agent in agents)
     assert code == 0 and "world_size 2 → 1" in texts, texts
     assert_close(out, whole)
+
+
+def test_a_copy_within_anothers_repository_has_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = distributed.own_commit()
+    assert own is None or re.fullmatch("[0-9a-f]{40}", own)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    copy = tmp_path / "venv" / "fastpsl" / "engine" / "distributed.py"
+    copy.parent.mkdir(parents=True)
+    monkeypatch.setattr(distributed, "__file__", str(copy))
+    monkeypatch.setattr(subprocess, "run", None)  # git is not asked
+    assert distributed.own_commit() is None

@@ -177,6 +177,12 @@ def test_equals_numpy(dtype, side, make_images, assert_close):
     assert_close(Rotate90()(images, {"turns": turns}), torch.from_numpy(np.stack(expected)))
 
 
+def test_a_quarter_turn_is_counter_clockwise():
+    images = torch.zeros(1, 3, 4, 4)
+    images[:, :, 0, 3] = 1  # the top right corner moves to the top left
+    assert Rotate90()(images, {"turns": torch.tensor([1])})[0, :, 0, 0].tolist() == [1, 1, 1]
+
+
 def test_half_turns_of_any_shape(make_images, assert_close):
     images = make_images(2, 5, 9, torch.uint8)
     expected = torch.stack([images[0], torch.from_numpy(images[1].numpy()[:, ::-1, ::-1].copy())])

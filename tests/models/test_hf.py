@@ -359,6 +359,15 @@ def test_a_student_names_its_teacher_and_its_license(
     assert "## Teacher" not in model_card(pretrained, RECORD, "resnet18", [], "mine")
 
 
+def test_others_weights_have_no_run(pretrained: Pretrained, card_run: Path) -> None:
+    pretrained.record["path"] = "/nowhere/moco.pth.tar"
+    others = RECORD | {"science": None, "run_step": None, "source": RECORD["source"] | {"kind": "moco"}}
+    card = model_card(pretrained, others, "resnet18", [], "mine")
+    assert "A nin3 without classifier, of moco." in card
+    assert "From `step-00000005.pt`, SHA-256 `abc`." in card
+    assert "The command" not in card and "settings" not in card and "self-supervised" not in card
+
+
 def test_results_of_these_weights_alone(pretrained: Pretrained) -> None:
     mine = [result("abc", "linear|vissl"), result("abc", "knn", cut=True)]
     chosen = results_of("abc", [result("abd", "knn"), *mine, {"checkpoint": None}])

@@ -232,6 +232,25 @@ def test_any_step_of_any_rank_is_as_in_the_whole_order(page_sizes: np.ndarray, s
     assert QuasiRandomOrder(5, 1, *arguments)[len(whole) :].tolist() == []
 
 
+@pytest.mark.parametrize("world", [64, 256])
+def test_many_ranks_see_each_sample_once_and_share_no_page(world: int) -> None:
+    lanes, share, sizes = 256, 2, np.full(256 * 5, 12)
+    page_of_sample = np.repeat(np.arange(len(sizes)), sizes)
+    pages, groups = pages_with(page_of_sample, len(sizes)), deal_pages(0, 3, sizes, lanes)
+    whole = QuasiRandomOrder(0, 3, pages, groups, lanes, share)[:]
+    assert sorted(whole.tolist()) == list(range(len(page_of_sample)))
+    size, reader_of_page = lanes * share // world, np.full(len(sizes), -1)
+    for rank in range(world):
+        order = QuasiRandomOrder(0, 3, pages, groups, lanes, share)
+        steps = range(len(order) // (lanes * share))
+        seen = np.concatenate([step_indices(order, step, size, rank, world) for step in steps])
+        assert seen.tolist() == whole.reshape(-1, world, size)[:, rank].flatten().tolist()
+        read = np.unique(page_of_sample[seen])
+        assert (reader_of_page[read] == -1).all()
+        reader_of_page[read] = rank
+    assert (np.bincount(reader_of_page, minlength=world) == 5 * lanes // world).all()
+
+
 def test_a_batch_mixes_many_pages_and_parts_neighbours() -> None:
     """64 lanes of 13 pages with 40 samples each, in batches of 256, against random and sequential order."""
     lanes, share, sizes = 64, 4, np.full(64 * 13, 40)

@@ -171,6 +171,19 @@ def reads_of_pages(server: S3Server) -> Counter[tuple[str, str]]:
     return Counter(parts)
 
 
+def test_a_table_of_parts_that_a_killed_process_left_as_zeros_is_written_anew(
+    server: S3Server, local: Path, tmp_path: Path
+) -> None:
+    with Beton(GLOB, small_cache(tmp_path)) as remote:
+        (table, *_) = tables = [Path(f"{path}.parts") for path in remote.remote.paths]  # type: ignore[union-attr]
+        whole = [path.read_bytes() for path in tables]
+    table.write_bytes(bytes(len(whole[0])))
+    with Beton(GLOB, small_cache(tmp_path)) as remote:
+        rows = [np.frombuffer(path.read_bytes(), "<i8").reshape(-1, 3)[:, :2] for path in tables]
+        expected = [np.frombuffer(each, "<i8").reshape(-1, 3)[:, :2] for each in whole]
+        assert all(map(np.array_equal, rows, expected))
+
+
 def test_nothing_is_read_twice_where_all_fits(server: S3Server, local: Path, tmp_path: Path) -> None:
     with Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
         batches_of(remote, "random", range(3))

@@ -463,6 +463,22 @@ def test_synchronised_batchnorm_is_by_the_group_in_the_copy() -> None:
     assert not any(part.training for part in [*encoder.learning.modules(), *encoder.head.modules()])
 
 
+def test_it_follows_by_the_momentum_formula() -> None:
+    _, blocks, head, _ = query()
+    encoder = KeyEncoder(blocks, head, 0.75)
+    query_parameters = [*blocks.learning.parameters(), *head.parameters()]
+    key_parameters = [*encoder.learning.parameters(), *encoder.head.parameters()]
+    assert len(key_parameters) == 11 and not any(p.requires_grad for p in key_parameters)
+    expected = [p.detach().clone() for p in query_parameters]
+    for step in range(3):
+        for p in query_parameters:
+            p.data.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(step)))
+        encoder.follow()
+        expected = [0.75 * k + 0.25 * q.detach() for k, q in zip(expected, query_parameters, strict=True)]
+        for parameter, value in zip(key_parameters, expected, strict=True):
+            assert torch.allclose(parameter, value, atol=1e-6)
+
+
 def test_frozen_blocks_are_shared_and_only_the_rest_is_saved() -> None:
     _, blocks, head, images = query()
     encoder = KeyEncoder(blocks, head, 0.5)
@@ -493,6 +509,33 @@ def test_an_order_is_a_permutation_of_its_own_seed_epoch_and_step() -> None:
     assert len({tuple(order) for order in orders}) == len(orders)
     words_of_step_2 = words(Keys(1, 1, np.arange(128, 192)), Slot.TASK, 2).tolist()
     assert orders[-1].tolist() == sorted(range(64), key=words_of_step_2.__getitem__)
+
+
+def test_groups_mix_all_ranks_and_change_each_step() -> None:
+    """512 images are in groups of 32; 1 in 16 images lands in the group of its own part of the batch."""
+    places = np.empty((40, 512), np.int64)
+    for step in range(40):
+        places[step, shuffled_order(3, 5, step, 512)] = np.arange(512)
+    groups = places // 32
+    own_part = np.arange(512) // 32  # the rank of the image among 16, and its query's group
+    assert 0.05 < np.mean(groups == own_part) < 0.075  # 1/16
+    for image in (0, 1, 511):
+        assert len(set(groups[:, image].tolist())) > 10
+    together = np.mean(groups[:, :31] == groups[:, 1:32])  # neighbours of one rank
+    assert 0.04 < together < 0.085
+
+
+def test_keys_are_those_of_a_plain_loop_over_groups() -> None:
+    images = torch.randn(12, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    order = shuffled_order(0, 2, 7, 12)
+    keys = encode_shuffled(
+        by_group_mean, images, torch.ones(12, dtype=torch.bool), torch.from_numpy(order), 4
+    )
+    for start in (0, 4, 8):
+        group = order[start : start + 4].tolist()
+        mean = sum(images[i].mean() for i in group) / 4
+        for i in group:
+            assert keys[i, 0] == pytest.approx(float(images[i].mean() - mean), abs=1e-6)
 
 
 def test_what_is_not_valid_is_replaced_before_it_meets_others() -> None:

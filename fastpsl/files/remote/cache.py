@@ -36,7 +36,7 @@ _PUNCH_HOLE = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _SHARE_OF_DISK = 0.8  # of what is free, where no bound is given
 # Room is made for a 32nd of the bound more than is needed, because each time all lists of parts are read.
 _SHARE_AT_ONCE = 32
-_POLL_S, _OPEN_LIMIT_S = 0.02, 30.0
+_OPEN_LIMIT_S = 30.0  # for the lock, which others hold while they remove what makes room
 _PART = np.dtype([("start", "<i8"), ("stop", "<i8"), ("time", "<u4")], align=True)
 _IS_OPEN = 1 << 40  # the lock of every process that has the file open, beyond all parts
 _NAME = "data.beton"  # not the remote file's, which may be too long, or end as a list of parts does
@@ -94,6 +94,7 @@ class Cache:
         # By the boot, because bytes that count as present may not be on the disk when the machine stops.
         key = f"{_boot()}\n{remote.address}\n{remote.num_bytes}\n{remote.version}\n".encode()
         place = self._files / blake2b(key + parts.tobytes(), digest_size=10).hexdigest()
+        # Locked, because `_give_up` removes folders that nobody has open.
         with cache_errors(self.folder), self._locked(_OPEN_LIMIT_S):
             place.mkdir(exist_ok=True)
             return CachedFile(self, place / _NAME, remote, parts)
@@ -174,12 +175,12 @@ class CachedFile(Uncopyable):
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.ftruncate(self.fd, self.remote.num_bytes)  # holes, which take no room
         self._table_fd = os.open(f"{path}.parts", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        is_new = os.fstat(self._table_fd).st_size < len(parts) * _PART.itemsize
         os.ftruncate(self._table_fd, len(parts) * _PART.itemsize)
         # By a descriptor of its own: one that shares the locks' would keep them after `close`.
         self._table = np.memmap(f"{path}.parts", _PART, "r+", shape=(len(parts),))
-        if is_new:
-            self._table["start"], self._table["stop"] = parts.T
+        # Written each time, because a process that was killed here has left zeros. Others write the same: the
+        # folder's name has a digest of the parts.
+        self._table["start"], self._table["stop"] = parts.T
         self._locks = PartLocks(self._table_fd)
         self._locks.try_shared(_IS_OPEN)  # so that nobody removes the files, even when they have no part
 
@@ -213,7 +214,7 @@ class CachedFile(Uncopyable):
     def give_back(self, part: int) -> None:
         """End the hold or the claim of a part. It stays until its room is needed."""
         if self.is_present(part):
-            self._table["time"][part] = _now()
+            self._table["time"][part] = _now()  # first: once released, another process may take its room
         self._locks.release(part)
 
     def close(self) -> None:

@@ -445,7 +445,7 @@ class Folder(ImageFiles):
 
 @final
 class Listed(ImageFiles):
-    """The images that the file `path` names (`sources.listed.image_list`), with its labels."""
+    """The images that the file `path` names (`readers.listed.image_list`), with its labels."""
 
     def __init__(self, path: str | Path, reading: Reading = PLAIN) -> None:
         files = image_list(path)

@@ -295,7 +295,7 @@ class Loader(Uncopyable):
             left.is_left.set()
             if left.readahead is not None:
                 left.readahead.leave()
-                left.readahead.close(0.0)
+                left.readahead.close(0.0)  # no wait: `leave` has told its thread, and nothing of it is used
 
     def _check(self, order: np.ndarray) -> None:
         assert self.train and order.dtype == np.int64 and order.shape == (self.num_samples,), order
@@ -354,7 +354,7 @@ class Loader(Uncopyable):
                 self._check_open()  # threads of another process would never finish a batch
                 with nullcontext() if present.readahead is None else present.readahead.waiting():
                     batch = present.pending[0].result(self.timeout_s)
-                present.pending.popleft()
+                present.pending.popleft()  # only now: one that fails is still waited for at the end
                 # Before the yield: the consumer's batch does not count as prefetched.
                 present.start(self, self.prefetch_batches)
                 self._start_next()
