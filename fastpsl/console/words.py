@@ -157,6 +157,11 @@ _FLAG = re.compile(_COMMAND + r"|(?<![\w./-])--([a-z][a-z-]*)")
 _called_from_python = ContextVar("called_from_python", default=False)
 
 
+def cut(text: str) -> str:
+    """Return the words of a file as an error shows them: 100 characters at most, and then dots."""
+    return text if len(text) < 100 else f"{text[:100]}..."
+
+
 def is_python() -> bool:
     """Return whether a Python program has called fastpsl: messages then name arguments instead of options."""
     return _called_from_python.get()

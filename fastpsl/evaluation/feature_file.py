@@ -103,7 +103,7 @@ def read_features(path: Path) -> FeatureFile | None:
     """Return the features at `path` (F.npy), or None if F.npy or F.json is missing or incomplete."""
     with input_errors(path):
         try:
-            record = _RECORD.read(record_path(path))
+            record = {"backbone": None, "labels": None} | _RECORD.read(record_path(path))
             shape = map_npy(path).shape
         except (FileNotFoundError, ValueError, EOFError):
             return None

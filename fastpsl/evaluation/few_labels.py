@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from typing_extensions import override
 
-from fastpsl.console.words import number_of
+from fastpsl.console.words import cut, number_of
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.untrusted import read_npy
 from fastpsl.kernels.draws import Keys, Slot, words
@@ -172,9 +172,8 @@ def read_label_list(path: Path, data: Dataset) -> np.ndarray:
         last = str(data.num_samples - 1)
         largest = max((entry.lstrip("0") for entry in entries), key=lambda digits: (len(digits), digits))
         if len(largest) > len(last) or int(largest or 0) >= data.num_samples:
-            excerpt = largest if len(largest) <= 20 else f"{largest[:20]}... of {len(largest):,} digits"
             raise ValueError(
-                f"--label-list {path} names sample {excerpt}, and the data has 0 to "
+                f"--label-list {path} names sample {cut(largest)}, and the data has 0 to "
                 f"{data.num_samples - 1:,}: give the list that belongs to this data"
             )
         indices = np.array([int(entry) for entry in entries], np.int64)
@@ -218,7 +217,7 @@ def _find(entries: list[str], path: Path, data: Dataset) -> np.ndarray:
         matches = by_path[_last_two(entry)] or ([] if in_class else by_name[_stem(entry)])
         if len(matches) > 1:
             raise ValueError(
-                f"--label-list {path} names {entry}, and {len(matches)} samples have that name (the first: "
+                f"--label-list {path} names {cut(entry)}, and {len(matches)} samples have that name (the first: "
                 f"{data.name(matches[0])}): give their folders too, as class/name"
             )
         if matches:
@@ -228,7 +227,7 @@ def _find(entries: list[str], path: Path, data: Dataset) -> np.ndarray:
     if missing:
         require_text(path, "".join(missing))
         raise ValueError(
-            f"--label-list {path} names {missing[0]}, which is not in the data ({len(missing):,} of "
+            f"--label-list {path} names {cut(missing[0])}, which is not in the data ({len(missing):,} of "
             f"{len(entries):,} names are not; the data's first is {next(iter(source_names(data)))}): give "
             "the data that the list was made for"
         )

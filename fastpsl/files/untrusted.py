@@ -28,8 +28,10 @@ def map_npy(path: Path) -> np.ndarray:
     open_regular(path).close()
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError):
+    except (OSError, EOFError, MemoryError):
         raise
+    except ValueError as error:  # which may have several lines
+        raise ValueError(" ".join(str(error).split())) from None
     except Exception as error:  # noqa: BLE001  numpy parses headers by tokenize and ast, which raise many types
         raise ValueError(f"its header means nothing ({type(error).__name__})") from None
     if not isinstance(mapped, np.ndarray):

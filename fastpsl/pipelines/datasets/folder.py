@@ -23,6 +23,7 @@ from fastpsl.files.caches import cache_folder, cache_remedy
 from fastpsl.files.digest import blake2b
 from fastpsl.files.locks import locked
 from fastpsl.files.system_errors import input_error, is_of_the_system
+from fastpsl.files.untrusted import map_npy
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.datasets.measured import NUM_MEASURED, Measured, keep, kept, measure
 from fastpsl.pipelines.image.bands import PACKAGES, is_missing, leaves_jpeg
@@ -309,16 +310,19 @@ def _write(files: Source, origin: Path, path: Path, why_again: str, reading: Rea
     return summary, digests.key
 
 
+_DAMAGED = (FileNotFoundError, ValueError, TypeError, KeyError, EOFError, RecursionError)
+
+
 def _load(path: Path) -> FolderIndex | None:
     """Return the index; None where it is missing or incomplete."""
     try:
         fields = json.loads((path / "summary.json").read_text())
         summary = Summary(**{**fields, "sizes": tuple(fields["sizes"])})
-        records = np.load(path / "records.npy", mmap_mode="r")
+        records = map_npy(path / "records.npy")
         names = np.memmap(path / "names", np.uint8, "r", shape=(summary.num_name_bytes,))
         if len(records) != summary.num_samples:
             return None
-    except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError):  # the machine may have gone down
+    except _DAMAGED:  # the machine may have gone down
         return None
     return FolderIndex(summary, records, names, path)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from random import Random
 
 from fastpsl.console.progress import operation
+from fastpsl.console.words import cut
 from fastpsl.files.system_errors import input_error
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.interface.source import Counted, Picks, Sample, Tally
@@ -77,7 +78,7 @@ def image_list(path: str | Path, shard: tuple[int, int] = (0, 1), folder: Path |
         repeated = [name for name, count in Counter(names.paths).items() if count > 1]
         raise ValueError(
             f"{path}: names {len(repeated):,} of {len(set(names.paths)):,} images more than once, "
-            f"the first is {repeated[0]}; name each once"
+            f"the first is {cut(repeated[0])}; name each once"
         )
     if folder is None:
         places = folders_around(path)
@@ -227,6 +228,6 @@ def _require_there(path: Path, paths: list[str], root: Path, places: list[Path])
         folders = [str(root)] if len(absent) < len(paths) else [str(place) for place in places]
         raise ValueError(
             f"{path}: {len(absent):,} of the {len(paths):,} images that it names are absent, "
-            f"the first is {absent[0]}; looked below {', '.join(folders)}: "
+            f"the first is {cut(absent[0])}; looked below {', '.join(folders)}: "
             f"put the list beside them, or name those that are there"
         )

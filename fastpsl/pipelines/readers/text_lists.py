@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from fastpsl.console.words import pasted
+from fastpsl.console.words import cut, pasted
 from fastpsl.files.leftovers import is_in_leftovers
 from fastpsl.files.system_errors import input_errors
 from fastpsl.pipelines.beton.shard import MAX_LABEL
@@ -200,7 +200,7 @@ def _class_name(line: str) -> str:
 
 def shorten(line: str) -> str:
     """Return a line in quotes, cut to 100 characters."""
-    return repr(line if len(line) < 100 else f"{line[:100]}...")
+    return repr(cut(line))
 
 
 class Table(NamedTuple):

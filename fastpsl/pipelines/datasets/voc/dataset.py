@@ -20,8 +20,10 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.console.progress import operation
+from fastpsl.console.words import cut
 from fastpsl.files.caches import checked_once
 from fastpsl.files.digest import blake2b
+from fastpsl.files.json_records import NoRecord, read_bytes
 from fastpsl.files.system_errors import input_errors, raise_of_the_system
 from fastpsl.files.workers import default_num_threads, map_in_order
 from fastpsl.pipelines.datasets.folder import Folder
@@ -177,7 +179,7 @@ def _check_files(part: ImageSet) -> None:
         if missing:
             raise ValueError(
                 f"{folder}: {len(missing):,} of the {len(names):,} {kind} "
-                f"that {part.list_file} names are missing, the first is {missing[0]}; {part.remedy}"
+                f"that {part.list_file} names are missing, the first is {cut(missing[0])}; {part.remedy}"
             )
 
 
@@ -369,7 +371,9 @@ def open_train_and_test(
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
+    except NoRecord as error:
+        raise ValueError(f"{error}; extract it again") from None
     except OSError as error:
         raise_of_the_system(path, error)
         raise ValueError(f"{path}: cannot be read ({error.strerror}); extract it again") from None
