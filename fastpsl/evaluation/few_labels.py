@@ -217,8 +217,8 @@ def _find(entries: list[str], path: Path, data: Dataset) -> np.ndarray:
         matches = by_path[_last_two(entry)] or ([] if in_class else by_name[_stem(entry)])
         if len(matches) > 1:
             raise ValueError(
-                f"--label-list {path} names {cut(entry)}, and {len(matches)} samples have that name (the first: "
-                f"{data.name(matches[0])}): give their folders too, as class/name"
+                f"--label-list {path} names {cut(entry)}, and {len(matches)} samples have that name (the "
+                f"first: {data.name(matches[0])}): give their folders too, as class/name"
             )
         if matches:
             indices.append(matches[0])

@@ -2,19 +2,22 @@
 came of it.
 
 Each category is a function `NAME(folder, seed, count)` of a module beside this one, an iterator of findings.
-It runs in a process of its own, forked from one that has torch, numba and fastpsl imported. Exit 1 where
-there was a failure.
+Exit 1 where there was a failure.
 """
 
 import argparse
+import importlib
 import shlex
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from tests.faults.child import run
-from tests.faults.report import CATEGORIES, Category, write_results
+from tests.faults.child import describe
+from tests.faults.report import CATEGORIES, Category, Finding, write_results
+
+_SHOWN_EVERY_S = 10.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="faults-", dir=options.folder) as folder:
             for category in categories:
                 categories_run.append(category)
-                run(category, Path(folder) / category.name)
+                _run(category, Path(folder) / category.name)
                 write_results(options.out, categories_run, command, options.seed)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -40,6 +43,28 @@ def main(arguments: list[str] | None = None) -> int:
     num_cases = sum(category.num_done for category in categories_run)
     print(f"{options.out}: {num_cases:,} cases, {num_failed:,} failures")
     return 1 if num_failed or not all(category.finished for category in categories_run) else 0
+
+
+def _run(category: Category, folder: Path) -> None:
+    """Run one category; if the category itself fails, that is one finding."""
+    folder.mkdir()
+    started = last_shown = time.monotonic()
+    print(f"{category.name}: a count of {category.count:,}, from seed {category.seed}", flush=True)
+    function = getattr(importlib.import_module(f"tests.faults.{CATEGORIES[category.name][0]}"), category.name)
+    try:
+        for finding in function(folder, category.seed, category.count):
+            category.add(finding)
+            category.seconds = time.monotonic() - started
+            if finding.failed:
+                print(f"  {finding.case}: {finding.outcome}: {finding.detail!a}")
+                print(f"    {category.repeat(finding)}", flush=True)
+            if time.monotonic() - last_shown >= _SHOWN_EVERY_S:
+                last_shown = time.monotonic()
+                print(category.progress(), flush=True)
+        category.finished = True
+    except Exception as error:  # noqa: BLE001 - the other categories go on
+        category.add(Finding("the category itself", "crash", describe(error)))
+    print(category.progress(), flush=True)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

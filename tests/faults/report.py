@@ -38,15 +38,10 @@ FAILURES = {
 }
 # The categories in the order of a run: the module and the number of cases of each.
 CATEGORIES = {
-    "betons": ("betons", 10_000),
-    "coefficients": ("betons", 10_000),
-    "side_files": ("betons", 10_000),
-    "images": ("images", 10_000),
-    "hostile": ("hostile", 1_500),
-    "records": ("records", 3_000),
+    "damage": ("damage", 2000),  # mutants of each gate's file
+    "attacks": ("damage", 1000),  # at most, each once
     "kills": ("strikes", 200),
-    "signals": ("strikes", 44),
-    "surroundings": ("surroundings", 72),  # each trial once
+    "surroundings": ("surroundings", 42),  # each trial once
     "ranks": ("strikes", 40),
     "openings": ("growth", 10_000),  # openings of each decoder
     "training": ("growth", 60),  # minutes
@@ -72,7 +67,7 @@ class Category:
 
     def __init__(self, name: str, seed: int, count: int):
         self.name, self.seed, self.count = name, seed, count
-        self.seconds = self.cpu_seconds = 0.0
+        self.seconds = 0.0
         self.finished = False
         self.outcomes: Counter[str] = Counter()
         self.cases: dict[str, dict[str, dict[str, Any]]] = {}
@@ -110,7 +105,6 @@ class Category:
             "done": self.num_done,
             "finished": self.finished,
             "seconds": round(self.seconds, 1),
-            "cpu_seconds": round(self.cpu_seconds, 1),
             "outcomes": dict(sorted(self.outcomes.items())),
             "cases": dict(sorted(self.cases.items())),
             "failures": [

@@ -1,31 +1,24 @@
-"""Runs that are killed, stopped by signals, or lose one of two ranks: the same command must go on.
+"""Runs that are killed, or lose one of two ranks: the same command must go on.
 
 Its result must then be that of an undisturbed run, bit for bit.
 """
 
 import functools
-import json
-import os
 import random
 import resource
-import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from fastpsl.engine.train_step import TrainStep
 from tests.faults import runs
-from tests.faults.report import ROOT, Finding, Outcome
+from tests.faults.report import Finding, Outcome
 from tests.faults.runs import (
     JIGSAW,
     ONE_STAGE,
     RANKS,
-    ProcessEnd,
     RunningProcess,
     checkpoints,
     num_steps,
@@ -34,8 +27,6 @@ from tests.faults.runs import (
 
 MAX_KILLS_OF_ONE_RUN = 8
 _NEAR_S = 0.3  # the longest delay of a "near" kill after a checkpoint or its temporary file appeared
-_INT, _TERM = signal.SIGINT, signal.SIGTERM
-_SIGNALLED = (*ONE_STAGE, "--max-steps-per-stage", 30, "--checkpoint-steps", 0)
 TIMEOUT_S = 6  # for --timeout-s, on busy cores; ranks wait ten times as long for one another
 _RANKS_LIMIT_S = 10 * TIMEOUT_S + 90
 _ON_RANKS = (*ONE_STAGE, "--max-steps-per-stage", 25, "--checkpoint-steps", 4)
@@ -95,111 +86,6 @@ def _kill(ranks: Sequence[RunningProcess], out: Path, chance: random.Random, sec
         rank.send(signal.SIGKILL)
     near = f"{1000 * delay_s:.0f} ms after a checkpoint appeared"
     return f"{near if is_near else f'{random_s:.2f} s after the start'}, newest {newest}"
-
-
-def signals(folder: Path, seed: int, count: int) -> Iterator[Finding]:
-    """Yield a finding for each stop by SIGTERM, SIGINT or a closed pipe: a run reports its end.
-
-    Case `seed` is the kind of stop with that number, modulo their count, at a moment drawn from the seed.
-    """
-    undisturbed, names = folder / "undisturbed", list(STOPS)
-    if (code := JIGSAW.start(undisturbed, folder / "whole.log", *_SIGNALLED)[0].wait().code) != 0:
-        yield Finding("undisturbed", "unclear", f"exit {code}")
-        return
-    for number in range(seed, seed + count):
-        name, here = names[number % len(names)], folder / str(number)
-        here.mkdir()
-        outcome = STOPS[name](here, random.Random(number))
-        if outcome[0] == "goes on" and (files := runs.litter(here)):
-            outcome = "differs", files
-        if outcome[0] == "goes on":
-            again = verdict(JIGSAW.start(here / "run", here / "again.log", *_SIGNALLED)[0].wait())
-            outcome = runs.ended_as(here / "run", undisturbed, (again[0], again[1] or outcome[1]))
-        yield Finding(name, *outcome, number)
-
-
-def _send_signals(numbers: tuple[signal.Signals, ...], folder: Path, chance: random.Random) -> Outcome:
-    """Send signals 0 to 50 ms apart, anywhere in training."""
-    (process,) = JIGSAW.start(folder / "run", folder / "log", *_SIGNALLED)
-    step = chance.randrange(1, 20)
-    process.wait_until(lambda: num_steps(folder / "run") >= step)
-    for number in numbers:
-        process.send(number)
-        time.sleep(chance.uniform(0, 0.05))
-    return _judge_end(process.wait(), folder)
-
-
-def _signal_at_the_start(number: signal.Signals, folder: Path, chance: random.Random) -> Outcome:
-    """Send a signal while a new interpreter still imports, where SIGTERM has its default action."""
-    process = runs.fresh(JIGSAW.command(folder / "run", *_SIGNALLED), folder / "log")
-    time.sleep(chance.uniform(0.1, 4.0))
-    process.send(number)
-    end = process.wait()
-    if end.code == -number and not (folder / "run" / "status.json").exists():
-        return "goes on", f"ended by {number.name} before it had begun"
-    return _judge_end(end, folder)
-
-
-def _judge_end(end: ProcessEnd, folder: Path) -> Outcome:
-    """Check the end of a stopped run.
-
-    It must be exit 75 and `preempted`, with a checkpoint of its last step, or 0 and `finished` if the signal
-    was late.
-    """
-    outcome, out = verdict(end, codes=(0, 75)), folder / "run"
-    if outcome[0] != "goes on" or (end.code == 75 and not (out / "status.json").exists()):
-        return outcome
-    status = json.loads((out / "status.json").read_text())
-    state = {0: "finished", 75: "preempted"}[end.code or 0]
-    failed_early = state == "preempted" and not checkpoints(out) and status["state"] == "failed"
-    if status["state"] != state and not failed_early:
-        return "differs", f"exit {end.code}, {status}"
-    if num_steps(out) and not checkpoints(out):
-        return "differs", f"no checkpoint after {num_steps(out)} steps"
-    return outcome[0], f"{state} at step {status['step']}"
-
-
-def _run_in_pipe(
-    reader: str, both: bool, stop: signal.Signals | None, folder: Path, chance: random.Random
-) -> Outcome:
-    """Run `recipe | reader` in a shell, and send the signal `stop` to all of them, as Ctrl-C does."""
-    words = shlex.join([sys.executable, *map(str, JIGSAW.command(folder / "run", *_SIGNALLED))])
-    redirection = "2>&1" if both else "2>" + shlex.quote(str(folder / "errors"))
-    line = f"{words} {redirection} | {reader} > {shlex.quote(str(folder / 'read'))}; exit ${{PIPESTATUS[0]}}"
-    kept = {name: os.environ.get(name) for name in ("PATH", "HOME", "XDG_CACHE_HOME", "TMPDIR")}
-    variables = runs.ENVIRONMENT | {name: value for name, value in kept.items() if value is not None}
-    shell = subprocess.Popen(["bash", "-c", line], cwd=ROOT, env=variables, start_new_session=True)
-    process = RunningProcess(shell, folder / "errors")
-    if stop:
-        step = chance.randrange(1, 20)
-        process.wait_until(lambda: num_steps(folder / "run") >= step)
-        process.send(stop)
-    end = process.wait()
-    # The shell itself was stopped, and its child may end a moment later.
-    if stop and end.code in (-stop, 128 + stop):
-        deadline = time.monotonic() + 300
-        while process.others_left() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        state = json.loads((folder / "run" / "status.json").read_text())["state"]
-        end = end._replace(code={"finished": 0, "preempted": 75}.get(state, 2))
-    if (folder / "read").exists():
-        end = end._replace(output=end.output + (folder / "read").read_text())
-    return _judge_end(end, folder)
-
-
-STOPS = {
-    "SIGTERM": partial(_send_signals, (_TERM,)),
-    "SIGINT": partial(_send_signals, (_INT,)),
-    "SIGINT twice": partial(_send_signals, (_INT, _INT)),
-    "SIGINT, SIGTERM, SIGINT": partial(_send_signals, (_INT, _TERM, _INT)),
-    "SIGINT while importing": partial(_signal_at_the_start, _INT),
-    "SIGTERM while importing": partial(_signal_at_the_start, _TERM),
-    "| tee, and Ctrl-C": partial(_run_in_pipe, "tee", False, _INT),
-    "2>&1 | tee, and Ctrl-C": partial(_run_in_pipe, "tee", True, _INT),
-    "| head -1": partial(_run_in_pipe, "head -1", False, None),
-    "2>&1 | head -1": partial(_run_in_pipe, "head -1", True, None),
-    "| head -1, and SIGTERM": partial(_run_in_pipe, "head -1", False, _TERM),
-}
 
 
 class Fault(NamedTuple):

@@ -1,4 +1,4 @@
-"""Odd surroundings: disks, limits, homes, outputs, names, neighbours, clocks, and changing data.
+"""Odd surroundings: disks, limits, homes, names, and changing data.
 
 Each trial must end well, or in one line with the remedy, within its time limit.
 """
@@ -7,23 +7,18 @@ import contextlib
 import ctypes
 import functools
 import os
-import random
 import resource
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastpsl.pipelines.beton.sidecar import sidecar_path
-from fastpsl.pipelines.beton.verify import verify
 from tests.faults import runs
-from tests.faults.report import ROOT, Finding, Outcome
-from tests.faults.runs import JIGSAW, beton, fastpsl, fresh, long_run, recipe, verdict, write_images
+from tests.faults.report import Finding, Outcome
+from tests.faults.runs import beton, fastpsl, fresh, long_run, recipe, write_images
 from tests.pipelines.memory import own_memory
 
 Trial = Callable[[Path], Outcome]  # called with an empty folder of its own
@@ -264,19 +259,7 @@ _CHANGED_DATA: dict[str, Trial] = {
     "a picture of a folder deleted": _changed(lambda data: os.unlink(data / _GONE), _GONE, images=True),
 }
 
-# Users without a home, a cache or a temporary folder; another user's id; a read-only installation.
-
-
-def _sample_to_be_drawn(folder: Path) -> Outcome:
-    """Train on the embedded sample, which needs a cache."""
-    command = [ROOT / "recipes" / "jigsaw_r50.py", "--out", folder / "run", "--max-steps-per-stage", 1]
-    return verdict(runs.start(command, folder / "log", _NOWHERE).wait(150), words=("XDG_CACHE_HOME",))
-
-
-def _stand_nowhere(folder: Path) -> None:
-    folder.mkdir()
-    os.chdir(folder)
-    folder.rmdir()
+# Users without a home, a cache or a temporary folder; another user's id.
 
 
 def _another_user(folder: Path) -> Outcome:
@@ -299,97 +282,19 @@ def _another_user(folder: Path) -> Outcome:
     return _trains(data=True, out=out, how=fresh, environment=environment, before=(*user, *reads))(folder)
 
 
-def _make_read_only(*folders: Path, but: Path | None = None) -> None:
-    """Make folders read-only, except `but`, in mounts of this process, which then becomes the interpreter."""
-    assert _own_mounts()
-    if but:
-        _mount("--bind", but, but)
-    for folder in folders:
-        _mount("--bind", folder, folder)
-        _mount("-o", "remount,ro,bind", folder)
-        if but and but.is_relative_to(folder):
-            _mount("--bind", f"/proc/{os.getppid()}/root{but}", but)
-
-
 def _in_home(**environment: str | None) -> Trial:
     return _trains(how=fresh, environment=environment)
 
 
-def _read_only_without_temporary(folder: Path) -> Outcome:
-    """Train where nothing lasts between processes, not even compiled code.
-
-    The import fails, before the recipe's name is known.
-    """
-    read_only = partial(_make_read_only, *_INSTALLED, Path("/var/tmp"), Path("/tmp"), but=folder)
-    environment = _NOWHERE | {"NUMBA_CACHE_DIR": None, "TMPDIR": "/proc/nope"}
-    settings: dict[str, Any] = {"speaker": "fastpsl", "refusals": (1,), "environment": environment}
-    return recipe(folder, how=fresh, words=("NUMBA_CACHE_DIR",), preexec_fn=read_only, **settings)
-
-
 _NOWHERE: dict[str, str | None] = {"HOME": "/proc/nope", "XDG_CACHE_HOME": None}
-_INSTALLED = (ROOT, Path(sys.prefix))
 _HOMES: dict[str, Trial] = {
     "no home": _in_home(HOME=None, XDG_CACHE_HOME=None),
     "a home that cannot be written": _in_home(**_NOWHERE),
-    "no home and the sample to be drawn": _sample_to_be_drawn,
     "no temporary folder": lambda folder: _in_home(TMPDIR=str(folder / "nowhere"))(folder),
-    "working folder deleted": lambda folder: recipe(folder, prepare=partial(_stand_nowhere, folder / "gone")),
     "another user": _another_user,
-    # As in a container, where the tree, Python's folders and the home are read-only.
-    "a read only installation without a home": _needs_mounts(
-        _trains(
-            how=fresh, environment=_NOWHERE | {"NUMBA_CACHE_DIR": None},
-            preexec_fn=partial(_make_read_only, *_INSTALLED),
-        )
-    ),
-    "a read only installation and temporary folder": _needs_mounts(_read_only_without_temporary),
-}  # fmt: skip
-
-# Standard output that is closed, full, or a pipe without a reader, in interpreters of their own.
-
-
-def _with_output(work: str, kind: str, folder: Path) -> Outcome:
-    """Train or print with an odd output.
-
-    A run must finish all the same, and its status must report it. A command that only prints must end in one
-    line, or silently where nobody reads.
-    """
-    command: list[object] = ["fastpsl", "data", "info", folder / "x.beton"]
-    if work == "train":
-        command = JIGSAW.command(folder / "run", *_TWO_STEPS)
-    else:
-        beton(folder / "x.beton")
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open("/dev/full", "wb") as full, open(writing, "wb") as unread:
-        settings: dict[str, dict[str, Any]] = {
-            "closed": {"preexec_fn": partial(os.close, 1)},
-            "all closed": {"preexec_fn": partial(os.closerange, 0, 3)},
-            "full": {"stdout": full},
-            "no reader": {"stdout": unread},
-            "no reader at all": {"stdout": unread, "stderr": subprocess.STDOUT},
-        }
-        process = fresh(command, folder / "log", **settings[kind])
-    if work == "tell":
-        codes = (0, 1, 141) if kind == "no reader" else (0,)
-        return verdict(process.wait(), "fastpsl data info", ("stdout cannot be written",), codes)
-    outcome = verdict(process.wait(), codes=(0, 120))
-    status = (folder / "run" / "status.json").read_text()
-    if '"finished"' not in status or not runs.checkpoints(folder / "run"):
-        return "differs", f"{status}; {outcome[1]}"
-    return outcome
-
-
-_OUTPUTS: dict[str, Trial] = {
-    f"{work}, output {kind}": partial(_with_output, work, kind)
-    for work, kinds in (
-        ("train", ("closed", "all closed", "full", "no reader", "no reader at all")),
-        ("tell", ("closed", "full", "no reader")),
-    )
-    for kind in kinds
 }
 
-# Odd names, links, and places where no run can be.
+# Odd names.
 
 _NAMES = (
     "ünï 中文 🐦", "stars *?[x] {a,b}", "a newline\nin it", "-a dash", "quotes '\" $HOME `x` \\",
@@ -413,167 +318,9 @@ def _everywhere(name: str, folder: Path) -> Outcome:
     return outcome
 
 
-def _out(path: str, words: str) -> Trial:
-    """Return a trial with such an --out; the file x is in its folder."""
-
-    def trial(folder: Path) -> Outcome:
-        _with_file(folder / "x")
-        return recipe(folder, out=folder / path, words=(words,))
-
-    return trial
-
-
-def _with_file(path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("")
-
-
-def _occupied(name: str) -> Trial:
-    """Return a trial with a folder where the run has a file, or a file where it has a folder."""
-
-    def trial(folder: Path) -> Outcome:
-        make = _with_file if name == "checkpoints" else partial(Path.mkdir, parents=True)
-        make(folder / "run" / name)
-        return recipe(folder, words=(name,))
-
-    return trial
-
-
-def _by_link(exists: bool, folder: Path) -> Outcome:
-    target, link = folder / "target.beton", folder / "x.beton"
-    link.symlink_to(beton(target) if exists else target)
-    return recipe(folder, "--data", link, words=() if exists else (link.name,))
-
-
-_ODD_PATHS: dict[str, Trial] = {
+_ODD_NAMES: dict[str, Trial] = {
     **{f"names with {name!a}": partial(_everywhere, name) for name in _NAMES},
     "names that are no UTF-8": partial(_everywhere, "latin \udce4\udcff"),
-    "out is a file": _out("x", "--out"),
-    "out below a file": _out("x/run", "give a folder"),
-    "out in proc": _out("/proc/x", "choose a folder"),
-    "out with a long name": _out("a" * 300, "name too long"),
-    **{
-        f"{name} occupied": _occupied(name)
-        for name in ("checkpoints", "status.json", "metrics.jsonl", ".lock")
-    },
-    "dangling link for data": partial(_by_link, False),
-    "data by a link": partial(_by_link, True),
-}  # fmt: skip
-
-# Processes that share a place: two trainers, two writers, locks of dead processes, killed writers.
-
-
-def _two_trainers(folder: Path) -> Outcome:
-    """Start two trainers in one folder; the second is refused, the first finishes."""
-    first = long_run(folder / "run", folder / "first.log")
-    second = recipe(folder, words=(str(folder / "run"), "--out"))
-    outcome = runs.stop_after(first, folder / "run", 1)
-    if second[0] == "goes on":
-        return "differs", "both trained in one folder"
-    return second if outcome[0] == "goes on" else outcome
-
-
-def _lock_of_a_killed_trainer(folder: Path) -> Outcome:
-    """Kill a trainer; the system releases its lock, so the run goes on at once."""
-    process = long_run(folder / "run", folder / "log", "--checkpoint-steps", 1)
-    process.send(signal.SIGKILL)
-    process.wait()
-    outcome = recipe(folder, *runs.ONE_STAGE, "--epochs", 1000, "--max-steps-per-stage", 8)
-    is_resumed = any("resuming" in (folder / name).read_text() for name in ("log", "log.out"))
-    return outcome if outcome[0] != "goes on" or is_resumed else ("differs", "started anew")
-
-
-def _lock_with_other_content(folder: Path) -> Outcome:
-    (folder / "run").mkdir()
-    (folder / "run" / ".lock").write_text("pid 1 on another machine\n")
-    return recipe(folder)
-
-
-def _two_writers(folder: Path) -> Outcome:
-    """Start two writers of one beton; one writes it, the other is refused, and the beton is whole."""
-    out, source = folder / "x.beton", write_images(folder / "pictures", 200)
-    command = ("fastpsl", "data", "write", source, out, "--max-side", 100)
-    processes = [runs.start(command, folder / f"{which}.log") for which in "ab"]
-    outcomes = [verdict(process.wait(), "fastpsl data write", words=(out.name,)) for process in processes]
-    by_name = dict(outcomes)
-    if by_name.keys() != {"goes on", "refused"}:
-        failures = (each for each in outcomes if each[0] not in ("goes on", "refused"))
-        return next(failures, ("differs", f"{outcomes}"))
-    faults = list(verify(out, 1))
-    return _without_litter(("silent", str(faults[0])) if faults else ("refused", by_name["refused"]), folder)
-
-
-def _writer_killed(folder: Path) -> Outcome:
-    """Kill a writer that overwrites a beton: either beton must be whole, and the next write succeed."""
-    chance, whole = random.Random(str(folder)), folder / "whole.beton"
-    out, source = beton(folder / "x.beton"), write_images(folder / "pictures", 120)
-    write = ("data", "write", source, out, "--max-side", 100, "--overwrite", "--workers", 1)
-    old, started = out.read_bytes(), time.monotonic()
-    outcome = fastpsl(folder, *(whole if word == out else word for word in write))
-    if outcome[0] != "goes on":
-        return outcome
-    seconds, new, num_killed = time.monotonic() - started, whole.read_bytes(), 0
-    for _ in range(6):
-        process = runs.start(("fastpsl", *write), folder / "log")
-        time.sleep(chance.uniform(0, seconds))
-        process.send(signal.SIGKILL)
-        num_killed += process.wait().code == -signal.SIGKILL
-        if out.read_bytes() not in (old, new):
-            return "silent", "neither the old beton nor the new one"
-        if faults := list(verify(out, 1)):
-            return "differs", str(faults[0])
-    outcome = fastpsl(folder, *write)
-    if outcome[0] == "goes on" and out.read_bytes() != new:
-        return "differs", "the write after the kills"
-    return _without_litter((outcome[0], f"{num_killed} of 6 were killed"), folder)
-
-
-_NEIGHBOURS: dict[str, Trial] = {
-    "two trainers": _two_trainers,
-    "lock of a killed trainer": _lock_of_a_killed_trainer,
-    "lock with other content": _lock_with_other_content,
-    "two writers": _two_writers,
-    "writer killed": _writer_killed,
 }
 
-# A wall clock that jumps during training (by libfaketime), which must not change the run's results.
-
-_LIBRARIES = ("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1")
-
-
-def _clock(*shifts: str) -> Trial:
-    """Set the wall clock to each shift in turn, every few steps; the steady clock of waits stays real."""
-
-    def trial(folder: Path) -> Outcome:
-        library = next(filter(os.path.exists, _LIBRARIES), None)
-        if library is None:
-            return runs.NOT_HERE, "needs libfaketime: apt install faketime"
-        clock, run = folder / "clock", folder / "run"
-        trained = ("--max-steps-per-stage", 8, "--checkpoint-minutes", 1, "--tensorboard")
-        environment: dict[str, str | None] = {
-            "LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DISABLE_SHM": "1",
-        }  # fmt: skip
-        clock.write_text(shifts[0])
-        process = fresh(JIGSAW.command(run, *trained), folder / "log", environment)
-        for number, shift in enumerate(shifts[1:], 1):
-            process.wait_until(lambda: runs.num_steps(run) >= 4 * number)  # noqa: B023
-            clock.with_name("clock of next").write_text(shift)
-            # At once, because the library reads the file at any time.
-            clock.with_name("clock of next").replace(clock)
-        outcome = verdict(process.wait())
-        if outcome[0] != "goes on":
-            return outcome
-        steady = recipe(folder, *trained, out=folder / "steady")
-        return runs.ended_as(run, folder / "steady", steady, "the run with a steady clock")
-
-    return trial
-
-
-_CLOCKS: dict[str, Trial] = {
-    "clock jumps back": _clock("+0", "-2d", "-10y"),
-    "clock jumps ahead": _clock("+0", "+2d", "+10y"),
-    "clock of 1970": _clock("@1970-01-01 00:00:10"),
-}
-
-TRIALS = _DISKS | _LIMITS | _CHANGED_DATA | _HOMES | _OUTPUTS | _ODD_PATHS | _NEIGHBOURS | _CLOCKS
+TRIALS = _DISKS | _LIMITS | _CHANGED_DATA | _HOMES | _ODD_NAMES

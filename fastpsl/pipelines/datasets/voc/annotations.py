@@ -24,10 +24,10 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from fastpsl.console.words import cut
+from fastpsl.pipelines.interface.dataset import BadImage
 from fastpsl.pipelines.image.host_settings import decoding
 from fastpsl.pipelines.image.image_file import check_pixels
-from fastpsl.pipelines.interface.dataset import BadImage
-from fastpsl.pipelines.readers.text_lists import shorten
 
 
 class Objects(NamedTuple):
@@ -61,7 +61,7 @@ def read_objects(path: Path, text: bytes, numbers: Mapping[str, int], size: tupl
         if name not in numbers:
             examples = ", ".join(list(numbers)[:3]) + (", ..." if len(numbers) > 3 else "")
             raise ValueError(
-                f"{path}: class {shorten(name)} is none of the {len(numbers)} ({examples}); "
+                f"{path}: class {cut(repr(name))} is none of the {len(numbers)} ({examples}); "
                 f"write your own classes into VOCdevkit/classes.txt, one per line"
             )
         boxes.append(_box(path, element, name, size))
@@ -111,15 +111,15 @@ def _box(path: Path, element: Element, name: str, size: tuple[int, int]) -> list
 
 def _number(path: Path, element: Element, name: str, default: float | None = None) -> float:
     """Return an element's number, which VOC2012 writes with a fraction ("45.7") at times."""
-    if default is not None and element.find(name) is None:
+    text = element.findtext(name)
+    if text is None and default is not None:
         return default
-    text = element.findtext(name, "")
     try:
-        number = float(text)
+        number = float(text or "")
     except ValueError:
         number = float("nan")
     if not np.isfinite(number):
-        raise ValueError(f"{path}: <{name}> of <{element.tag}> is {shorten(text)}; give a number")
+        raise ValueError(f"{path}: <{name}> of <{element.tag}> is {cut(repr(text))}; give a number")
     return number
 
 
