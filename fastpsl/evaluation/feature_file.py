@@ -109,9 +109,8 @@ def read_features(path: Path) -> FeatureFile | None:
             return None
     has_its_labels = record["labels"] in (None, labels_path(path).name)
     is_its = record["format"] == FORMAT and record["shape"] == list(shape) and len(shape) == 2
-    if not (is_its and has_its_labels and all(sample < shape[0] for sample in record["bad"])):
-        return None
-    return FeatureFile(path, record)
+    is_whole = is_its and has_its_labels and all(sample < shape[0] for sample in record["bad"])
+    return FeatureFile(path, record) if is_whole else None
 
 
 def record_path(path: Path) -> Path:

@@ -169,9 +169,8 @@ def read_label_list(path: Path, data: Dataset) -> np.ndarray:
     if not entries:
         raise ValueError(f"--label-list {path} names no image: give one per line")
     if all(entry.isdecimal() for entry in entries):
-        last = str(data.num_samples - 1)
         largest = max((entry.lstrip("0") for entry in entries), key=lambda digits: (len(digits), digits))
-        if len(largest) > len(last) or int(largest or 0) >= data.num_samples:
+        if len(largest) > len(str(data.num_samples)) or int(largest or 0) >= data.num_samples:
             raise ValueError(
                 f"--label-list {path} names sample {cut(largest)}, and the data has 0 to "
                 f"{data.num_samples - 1:,}: give the list that belongs to this data"

@@ -45,8 +45,6 @@ from fastpsl.pipelines.beton.output import Journal
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.datasets import folder as folders
 from fastpsl.pipelines.datasets import measured
 from fastpsl.pipelines.datasets.open import open_data, open_source
@@ -54,6 +52,8 @@ from fastpsl.pipelines.datasets.voc.annotations import read_mask
 from fastpsl.pipelines.datasets.voc.dataset import VOC, _bytes
 from fastpsl.pipelines.image.codec import Codec
 from fastpsl.pipelines.image.image_file import decode_any, read_image_file, upright_size
+from fastpsl.pipelines.interface.dataset import BadImage
+from fastpsl.pipelines.interface.source import Sample
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.scripts.recipe import values_of_config

@@ -310,9 +310,6 @@ def _write(files: Source, origin: Path, path: Path, why_again: str, reading: Rea
     return summary, digests.key
 
 
-_DAMAGED = (FileNotFoundError, ValueError, TypeError, KeyError, EOFError, RecursionError)
-
-
 def _load(path: Path) -> FolderIndex | None:
     """Return the index; None where it is missing or incomplete."""
     try:
@@ -320,11 +317,9 @@ def _load(path: Path) -> FolderIndex | None:
         summary = Summary(**{**fields, "sizes": tuple(fields["sizes"])})
         records = map_npy(path / "records.npy")
         names = np.memmap(path / "names", np.uint8, "r", shape=(summary.num_name_bytes,))
-        if len(records) != summary.num_samples:
-            return None
-    except _DAMAGED:  # the machine may have gone down
+        return FolderIndex(summary, records, names, path) if len(records) == summary.num_samples else None
+    except (FileNotFoundError, ValueError, TypeError, KeyError, EOFError, RecursionError):  # a power cut
         return None
-    return FolderIndex(summary, records, names, path)
 
 
 class ImageFiles(Local):

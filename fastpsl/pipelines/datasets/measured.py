@@ -123,13 +123,7 @@ def kept(path: Path) -> Measured | None:
         record = json.loads(path.read_bytes())
         measured = Measured(record["num"], [tuple(each) for each in record["deep"]], record["version"])
         return measured if measured.version == _VERSION else None
-    except (
-        FileNotFoundError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RecursionError,
-    ):  # the machine may have gone down
+    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):  # after a power cut
         return None
 
 

@@ -38,7 +38,6 @@ from fastpsl.pipelines.readers.text_lists import (
     numbered,
     read_classes,
     require_text,
-    shorten,
 )
 
 _NUM_TRIED = 64
@@ -108,7 +107,7 @@ def labelled_folder(folder: Path, labels: Path, shard: tuple[int, int] = (0, 1))
     first_words = {line.split()[0] for line in classes if " " in line}
     if all(re.search("[,;\t]", line) for line in classes) or first_words >= {Path(p).stem for p in paths}:
         raise ValueError(
-            f"{labels}: has several cells in a line ({shorten(classes[-1])}) and no image's whole name; "
+            f"{labels}: has several cells in a line ({cut(classes[-1])!r}) and no image's whole name; "
             f"write {paths[-1]},CLASS there, or in all lines the class alone"
         )
     if len(classes) != files.num_total:

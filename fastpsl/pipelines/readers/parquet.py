@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 from fastpsl.console.installed import install
 from fastpsl.console.progress import operation
+from fastpsl.console.words import cut
 from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.remote.address import RemoteObject
 from fastpsl.files.remote.failures import RemoteDataError
@@ -30,7 +31,6 @@ from fastpsl.pipelines.interface.dataset import BadImage
 from fastpsl.pipelines.interface.source import Counted, Picks, Sample, changed, choose_split, parts_of
 from fastpsl.pipelines.readers.folder import SourceFile, open_file
 from fastpsl.pipelines.readers.labels import NO_LABELS, Census, class_number, is_label_word
-from fastpsl.pipelines.readers.text_lists import shorten
 
 NO_COLUMN = "none"
 _LABEL_KINDS = ("classes", "integer", "number", "text")
@@ -352,7 +352,7 @@ class Tables(Counted):
         last = len(self.class_names) - 1 if self.class_names else MAX_LABEL
         number = class_number(label, self._numbers)
         if number is None or not -1 <= number <= last:
-            shown = shorten(label) if isinstance(label, str) else label
+            shown = repr(cut(label)) if isinstance(label, str) else label
             return Sample(name, BadImage(f"its label is {shown}; -1 (none) to {last} are allowed"), -1)
         if data is not None:
             return Sample(name, data, number)

@@ -101,7 +101,7 @@ def names_of(path: Path, entries: Iterable[Entry]) -> Names:
             kind = kind or type(label)
             if type(label) is not kind:
                 raise ValueError(
-                    f"{path}: line {entry.number}, {shorten(entry.line)}, has {_KINDS[type(label)]} beside "
+                    f"{path}: line {entry.number}, {cut(entry.line)!r}, has {_KINDS[type(label)]} beside "
                     f"the path, and an image before has {_KINDS[kind]}; "
                     "give all images a number, all a name, or none a label"
                 )
@@ -115,7 +115,7 @@ def _label(path: Path, entry: Entry) -> int | str:
     if label is None or (isinstance(label, int) and not -1 <= label <= MAX_LABEL):
         require_text(path, str(entry.label))
         raise ValueError(
-            f"{path}: line {entry.number}, {shorten(entry.line)}: the label is no integer from -1 "
+            f"{path}: line {entry.number}, {cut(entry.line)!r}: the label is no integer from -1 "
             f"(none) to {MAX_LABEL}; number the classes so, or name them"
         )
     return label
@@ -142,7 +142,7 @@ def is_plain(line: str) -> bool:
 
 
 def _path_and_label(path: Path, number: int, line: str) -> tuple[str, str | None]:
-    where = f"{path}: line {number}, {shorten(line)}"
+    where = f"{path}: line {number}, {cut(line)!r}"
     if has_image_ending(line):  # white space within a file's name begins no label
         return line, None
     match = _PATH.fullmatch(line)
@@ -198,11 +198,6 @@ def _class_name(line: str) -> str:
     return quoted[1].replace('""', '"') if quoted else line
 
 
-def shorten(line: str) -> str:
-    """Return a line in quotes, cut to 100 characters."""
-    return repr(cut(line))
-
-
 class Table(NamedTuple):
     """A list that is read as a table: its delimiter, and its columns of paths and of labels."""
 
@@ -222,7 +217,7 @@ class Table(NamedTuple):
                 if len(row) != self.num_columns or not row[self.image]:
                     require_text(self.path, line)
                     raise ValueError(
-                        f"{self.path}: line {number}, {shorten(line)}, lacks a path, or has another number "
+                        f"{self.path}: line {number}, {cut(line)!r}, lacks a path, or has another number "
                         "of cells than the first line; give every line all cells, and those with a comma in "
                         "quotation marks"
                     )
@@ -280,7 +275,7 @@ def _table(path: Path, delimiter: str) -> Table | None:
         others = [i for i in labels if i in others] if has_header else []
     if len(paths) != 1 or len(others) != min(1, len(first) - 1):
         raise ValueError(
-            f"{path}: has {len(first)} columns ({shorten(', '.join(first))}), and the first line does not "
+            f"{path}: has {len(first)} columns ({cut(', '.join(first))!r}), and the first line does not "
             "tell which has the paths and which the labels; name them path and label there, or keep these "
             "two alone"
         )

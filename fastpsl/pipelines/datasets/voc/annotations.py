@@ -25,9 +25,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from fastpsl.console.words import cut
-from fastpsl.pipelines.interface.dataset import BadImage
 from fastpsl.pipelines.image.host_settings import decoding
 from fastpsl.pipelines.image.image_file import check_pixels
+from fastpsl.pipelines.interface.dataset import BadImage
 
 
 class Objects(NamedTuple):

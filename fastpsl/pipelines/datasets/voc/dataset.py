@@ -23,7 +23,7 @@ from fastpsl.console.progress import operation
 from fastpsl.console.words import cut
 from fastpsl.files.caches import checked_once
 from fastpsl.files.digest import blake2b
-from fastpsl.files.json_records import NoRecord, read_bytes
+from fastpsl.files.json_records import read_bytes
 from fastpsl.files.system_errors import input_errors, raise_of_the_system
 from fastpsl.files.workers import default_num_threads, map_in_order
 from fastpsl.pipelines.datasets.folder import Folder
@@ -372,8 +372,6 @@ def open_train_and_test(
 def _bytes(path: Path) -> bytes:
     try:
         return read_bytes(path)
-    except NoRecord as error:
-        raise ValueError(f"{error}; extract it again") from None
     except OSError as error:
         raise_of_the_system(path, error)
         raise ValueError(f"{path}: cannot be read ({error.strerror}); extract it again") from None
