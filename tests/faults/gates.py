@@ -34,11 +34,11 @@ from fastpsl.evaluation.outcomes import _read_outcome
 from fastpsl.evaluation.replay import PastRun
 from fastpsl.evaluation.result_file import FORMAT, read_result
 from fastpsl.evaluation.trained_run import TrainedRun
+from fastpsl.files.digest import sha256_of_file
 from fastpsl.files.run_folder import LINES, read_lines
 from fastpsl.files.untrusted import load_plain
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.geometry import Flip
-from fastpsl.models.foreign_weights import sha256_of_file
 from fastpsl.models.weights import open_weights
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.output import Journal
