@@ -33,7 +33,7 @@ def zoo(runs: Path, experiments: Mapping[str, Record]) -> dict[str, str]:
     rows, files = [table_row(_HEADER), table_row(["---"] * len(_HEADER))], list[Record]()
     refused = list[str]()
     for experiment, results in experiments.items():
-        if not results["means"]:  # no seed yet: the page has a row of its own
+        if not (results["means"] or results["beside"]):
             continue
         commands = [word for one in results["training"] for word in one["command"].split()]
         scripts = [Path(word).stem for word in dict.fromkeys(commands) if word.endswith(".py")]
@@ -113,7 +113,8 @@ def _means(results: Record) -> str:
 
 def _seeds(results: Record) -> str:
     """Return the number of seeds, which differs between rows until all is run."""
-    nums = sorted({len(row["values"]) for row in results["means"]})
+    beside = {one["seed"] for one in results["beside"]} - {None}  # complete before any training
+    nums = sorted({len(row["values"]) for row in results["means"]}) or [len(beside)]
     return f"{nums[0]} to {nums[-1]} seeds" if len(nums) > 1 else counted(nums[0], "seed")
 
 

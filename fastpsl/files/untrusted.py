@@ -30,9 +30,10 @@ def map_npy(path: Path) -> np.ndarray:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, MemoryError):
         raise
+    except ValueError as error:
+        raise ValueError(" ".join(str(error).split())) from None
     except Exception as error:  # noqa: BLE001  numpy parses headers by tokenize and ast, which raise many types
-        nothing = f"its header means nothing ({type(error).__name__})"
-        raise ValueError(" ".join(str(error).split()) if isinstance(error, ValueError) else nothing) from None
+        raise ValueError(f"its header means nothing ({type(error).__name__})") from None
     if not isinstance(mapped, np.ndarray):
         mapped.close()
         raise ValueError("an archive of arrays, not one")  # noqa: TRY004

@@ -213,7 +213,7 @@ def test_a_plan_was_committed_before_its_first_score(name: str) -> None:
     plan = git("show", f"{record['plan_commit']}:bench/evidence/{record['plan']}")
     assert hashlib.sha256(plan.encode()).hexdigest() == record["plan_sha256"]
     committed = datetime.fromisoformat(git("show", "-s", "--format=%cI", record["plan_commit"]).strip())
-    scores = (*record["search"], *record["scores"])
+    scores = (*record["search"], *record["scores"], *record.get("beside", ()))
     dates = [datetime.fromisoformat(one["date"]) for one in scores if "date" in one]
     assert committed < min(dates)
 
