@@ -174,7 +174,10 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor: Cli, monkeypatch
         ("--stages S9 simclr", "S9: the plan has S1, S2, S3"),
         ("{root}/recipes", "recipes: is a folder, not a script"),
         (".", "path is empty, or this folder"),
-        ("--stages", "--stages without a value; NAME...: Of the recipe's plan, such as S1 S3"),
+        (
+            "--stages",
+            "--stages without a value; NAME...: Stages of the recipe's plan to measure, such as S1 S3",
+        ),
         ("{root}/recipes/knn.py", "it is an evaluation, of which nothing is trained in stages"),
         ("{root}/fastpsl/engine/gpu.py", "has no RECIPE, so it is no recipe"),
         ("--bogus", "--bogus"),

@@ -122,7 +122,7 @@ def test_an_interrupted_pass_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(Extraction, "of_maps", stops)
         outcome = recipe(*arguments, "--out", tmp_path / "stopped")
-        assert outcome.code == 75 and "the same command starts again" in outcome.err
+        assert outcome.code == 75 and "the same command begins again" in outcome.err
     outcome = recipe(*arguments, "--out", tmp_path / "stopped")
     assert outcome.code == 0 and "goes on from row 2" in outcome.err
     numbers = [
