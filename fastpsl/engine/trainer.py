@@ -50,6 +50,7 @@ def warm_up_loader(run: Run, task: Task, stage: Stage, loader: BatchSource) -> N
     )
     with operation("") as progress:
         progress.rename(f"{stage.name}: {doing}", early=True)
+        # The others have no batch, and hear whether one failed.
         batches = loader.epoch(run.position.first_epoch) if is_reader else (None for _ in range(1))
         with contextlib.closing(batches):  # nobody wants the batches that are in flight behind the first
             batch = next_on_all_ranks(batches, run.world, lambda: None)

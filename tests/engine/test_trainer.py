@@ -586,8 +586,13 @@ def test_the_last_whole_step_is_saved_and_said(
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole_end_to_end))
 
 
+def unreadable(*_: object) -> Iterator[Batch]:
+    raise FAILURE
+    yield  # which makes it a generator, as an epoch is
+
+
 def one_of_two(rank: int, folder: str) -> None:
-    """Run one of two ranks: a whole run, one in which rank 1's data fail, and its continuation."""
+    """Run one of two ranks: a whole run; one where rank 1's data fail, continued; one without data."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     world = World(rank, 2, rank, 2, torch.device("cpu"))
@@ -600,6 +605,12 @@ def one_of_two(rank: int, folder: str) -> None:
     Path(folder, f"told-{rank}.txt").write_text(str(excinfo.value))
     assert rank == 1 or newest_checkpoint(Path(folder, "failed"))["position"]["run_step"] == 2
     assert fit_end_to_end(Path(folder, "failed"), world)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 0:  # which alone reads the first batch
+            patch.setattr(Loader, "epoch", unreadable)
+        with pytest.raises(ValueError if rank else OSError) as ended:
+            fit_end_to_end(Path(folder, "unread"), world)
+    Path(folder, f"told-first-{rank}.txt").write_text(str(ended.value))
     leave_world()
 
 
@@ -608,6 +619,8 @@ def test_no_rank_begins_a_step_for_which_one_has_no_data(tmp_path: Path) -> None
     where = "; a checkpoint was written, and the same command goes on from stage 1, step 2"
     for rank, message in enumerate((f"{FAILURE} (rank 1){where}", f"{FAILURE}{where}")):
         assert (tmp_path / f"told-{rank}.txt").read_text() == message
+    for rank, message in enumerate((f"{FAILURE}", f"{FAILURE} (rank 0)")):
+        assert (tmp_path / f"told-first-{rank}.txt").read_text() == message
     state, whole_state = newest_checkpoint(tmp_path / "failed"), newest_checkpoint(tmp_path / "whole")
     assert digests(state) == digests(whole_state)
 

@@ -52,18 +52,15 @@ def test_no_attack_does_harm(tmp_path: Path) -> None:
     assert not failures, (len(failures), *failures[:9])
 
 
+CUT = "truncated in its pictures"
+
+
 @pytest.mark.parametrize(
     ("strike", "seed", "case", "outcome"),
     [
         pytest.param(kills, 1, "jigsaw", "goes on", marks=pytest.mark.slow),
         pytest.param(ranks, 0, "rank 1 killed", "refused", marks=pytest.mark.slow),
-        pytest.param(
-            surroundings,
-            list(TRIALS).index("truncated in its pictures"),
-            "truncated in its pictures",
-            "refused",
-            marks=pytest.mark.slow,
-        ),
+        pytest.param(surroundings, list(TRIALS).index(CUT), CUT, "refused", marks=pytest.mark.slow),
     ],
 )
 def test_a_struck_run_goes_on_or_names_the_remedy(strike, seed, case, outcome, tmp_path) -> None:
