@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fastpsl.console.words import number_of
-from fastpsl.doctor.measurements import MAX_SPREAD, ReadRate, StageRates, gigabytes
+from fastpsl.console.words import gigabytes, number_of
+from fastpsl.doctor.measurements import MAX_SPREAD, ReadRate, StageRates
 from fastpsl.doctor.report import Check, State
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import TrainingOptions
@@ -39,27 +39,18 @@ def check_machine(
     num_files: int,
 ) -> list[Check]:
     """Run all checks of the machine except that of the page cache."""
-    checks = [
-        _cores(options.workers or 1, num_ranks),
-        _openmp(device, num_ranks),
-        _open_files(num_files),
-        _shared_memory(num_ranks),
-    ]
-    if experiment is not None:
-        checks.append(_disk(options, experiment))
-    return checks
+    checks = [_cores(options.workers or 1, num_ranks), _openmp(device, num_ranks)]
+    checks += [_open_files(num_files), _shared_memory(num_ranks)]
+    return checks if experiment is None else [*checks, _disk(options, experiment)]
 
 
 def check_page_cache(read: ReadRate) -> Check:
     """Check whether the data fits into memory, or into --cache-dir if they live elsewhere."""
     name = "cache on disk" if read.is_remote else "page cache"
     cached = "unknown how much is there" if read.cached is None else f"{read.cached:.0%} of it there now"
-    text = f"{read.fitting}, {cached}"
-    if read.fits:
-        return Check(name, "ok", text)
     larger = "a larger --cache-gb, " if read.is_remote else ""
     remedy = f"{larger}--order quasi_random reads whole pages; or write smaller images"
-    return Check(name, "warning", text, remedy)
+    return Check.of(name, f"{read.fitting}, {cached}", "" if read.fits else remedy)
 
 
 def check_noise(stages: Sequence[StageRates]) -> list[Check]:
@@ -77,9 +68,8 @@ def _cores(num_threads: int, num_ranks: int) -> Check:
     text = f"{usable} usable of {os.cpu_count()}, {num_ranks} x {number_of(num_threads, 'decoding thread')}"
     if quota is not None and usable < allowed:
         text += f", the container's quota is {quota:.1f}"
-    if num_ranks * num_threads > usable:
-        return Check("cores", "warning", text, f"give --workers {max(1, usable // num_ranks)}")
-    return Check("cores", "ok", text)
+    remedy = f"give --workers {max(1, usable // num_ranks)}"
+    return Check.of("cores", text, remedy if num_ranks * num_threads > usable else "")
 
 
 def _openmp(device: torch.device, num_ranks: int) -> Check:
@@ -87,18 +77,12 @@ def _openmp(device: torch.device, num_ranks: int) -> Check:
     threads, policy = os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY")
     text = f"{number_of(torch.get_num_threads(), 'thread')} in torch, OMP_NUM_THREADS {threads or 'unset'}"
     text += f", OMP_WAIT_POLICY {policy or 'unset'}"
+    first, remedy = (threads or "").partition(",")[0].strip(), ""  # of "4,2", for nested regions
     if device.type == "cpu" and torch.get_num_threads() > 1 and str(policy).upper() != "PASSIVE":
         remedy = "set OMP_WAIT_POLICY=PASSIVE, which keeps idle threads off the decoder's cores"
-        return Check("openmp", "warning", text, remedy)
-    if num_ranks > 1 and _first_number(threads) * num_ranks > usable_cores():
-        return Check("openmp", "warning", text, f"set OMP_NUM_THREADS={max(1, usable_cores() // num_ranks)}")
-    return Check("openmp", "ok", text)
-
-
-def _first_number(threads: str | None) -> int:
-    """Return 4 for "4" or, with nested regions, for "4,2"; 0 without a number, as OpenMP does."""
-    first = (threads or "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() else 0
+    elif num_ranks > 1 and first.isdecimal() and int(first) * num_ranks > usable_cores():
+        remedy = f"set OMP_NUM_THREADS={max(1, usable_cores() // num_ranks)}"
+    return Check.of("openmp", text, remedy)
 
 
 def _open_files(num_files: int) -> Check:
@@ -106,12 +90,9 @@ def _open_files(num_files: int) -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = max(_MIN_OPEN_FILES, num_files + _BESIDE_SHARDS)
     text = f"{soft:,} allowed (ulimit -n), the data has {number_of(num_files, 'file')} open"
-    if soft < needed:
-        remedy = f"ask for more than {hard:,} (limits.conf)"
-        if hard < 0 or hard >= needed:
-            remedy = f"raise it by ulimit -n {needed}"
-        return Check("open files", "warning", text, remedy)
-    return Check("open files", "ok", text)
+    may_raise = hard < 0 or hard >= needed
+    remedy = f"raise it by ulimit -n {needed}" if may_raise else f"ask for more than {hard:,} (limits.conf)"
+    return Check.of("open files", text, remedy if soft < needed else "")
 
 
 def _shared_memory(num_ranks: int) -> Check:
@@ -158,13 +139,9 @@ def check_software(device: torch.device, num_ranks: int) -> list[Check]:
     others = ", ".join(f"{name} {metadata.version(name)}" for name in ("torchvision", "numba"))
     of_torch = Check("torch", "ok", f"{torch.__version__} {built_for}, {others}")
     checks = [fastpsl, Check("python", "ok", platform.python_version()), of_torch, *_gpu(device)]
-    if is_cuda:
-        checks.append(_nccl(device, num_ranks))
-    checks += _decoders(device)
-    if is_cuda:
-        checks.append(_triton(device))
-    checks.append(_compiler(is_cuda))
-    return checks
+    if not is_cuda:
+        return [*checks, *_decoders(device), _compiler(is_cuda)]
+    return [*checks, _nccl(device, num_ranks), *_decoders(device), _triton(device), _compiler(is_cuda)]
 
 
 def driver_version() -> str | None:

@@ -23,6 +23,7 @@ from fastpsl.doctor.loader_rates import (
     copy_rate,
     measure_engines,
     measure_read,
+    tried,
 )
 from fastpsl.doctor.measurements import (
     BETON_WRITE,
@@ -244,12 +245,12 @@ class Examination:
         decoder = self.setup.options.decoder
         self.alternatives += feed.other_decoders(decoder, self.untried, self.limit, self.log)
         self.alternatives += feed.all_cores(self.num_cores, self.limit)
-        with _tried("--hw-decoder-load", self.untried):
+        with tried("--hw-decoder-load", self.untried):
             self.engines = measure_engines(feed, self.seconds, self.limit, self.log)
         self.alternatives += best_share(self.engines, decoder, feed.decode)
         if self.setup.options.data is None:  # nobody would write the embedded sample again
             return
-        with _tried(BETON_WRITE, self.untried):
+        with tried(BETON_WRITE, self.untried):
             self.alternatives += feed.written(self.limit, self.log)
 
     def _try_quasi_random(self, feed: Feed) -> None:
@@ -258,7 +259,7 @@ class Examination:
         may_be = experiment.part is None and not experiment.task.has_own_order
         if self.setup.options.order == "random" and may_be and self.limit.allows(option):
             self.log("decode in quasi-random order")
-            with _tried(option, self.untried):
+            with tried(option, self.untried):
                 # ValueError if data, lanes or batch do not allow it.
                 rate = feed.rate(self.data, order="quasi_random")
                 self.alternatives.append(Alternative(option, rate, feed.loader, self.read.fitting, "read"))
@@ -273,7 +274,7 @@ class Examination:
                 continue
             self.log(f"{experiment.stages[number].name}: step {mode}")
             free_memory(self.device)
-            with _tried(option, self.untried):
+            with tried(option, self.untried):
                 options = replace(self.setup.options, compile=mode)  # type: ignore[arg-type]
                 bench = StageBench(experiment, number, options, self.data, world, seconds=self.seconds)
                 bench.step_ms(1)
@@ -288,15 +289,6 @@ def free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def _tried(option: str, untried: dict[str, str]) -> Iterator[None]:
-    """Record an error of an alternative in `untried`, and go on."""
-    try:
-        yield
-    except (ValueError, RuntimeError, OSError) as error:
-        untried[option] = " ".join(str(error).split())[:300]
 
 
 _NUM_SAMPLES = 16
@@ -352,10 +344,8 @@ def examine(
         recipe = None if path is None else load_recipe(path, recipe_options, by_machine=is_named)
         try:
             setup = open_setup(recipe, num_ranks, stages or ())
-            try:
+            with contextlib.closing(setup.opened):
                 return _examine(setup, seconds, messages, limit, log, found)
-            finally:
-                setup.opened.close()
         finally:
             leave_world()
 

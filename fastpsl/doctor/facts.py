@@ -16,8 +16,11 @@ from fastpsl.scripts import distribution
 
 def facts(device: torch.device) -> dict[str, Any]:
     """Return what the machine is, as plain values."""
-    versions = [f"fastpsl {distribution.version()}", f"torch {torch.__version__}"]
-    versions.append(f"numba {version_of('numba')}")
+    versions = [
+        f"fastpsl {distribution.version()}",
+        f"torch {torch.__version__}",
+        f"numba {version_of('numba')}",
+    ]
     cores = usable_cores()
     found: dict[str, Any] = {"date": datetime.now(timezone.utc).date().isoformat(), "cores": cores}
     if device.type == "cuda":
@@ -27,12 +30,8 @@ def facts(device: torch.device) -> dict[str, Any]:
             "multiprocessors": of.multi_processor_count,
             "memory_gib": round(of.total_memory / 2**30, 1), "driver": driver_version(),
         }  # fmt: skip
-        versions += [
-            f"triton {version_of('triton')}",
-            f"CUDA {torch.version.cuda}",
-            f"cuDNN {torch.backends.cudnn.version()}",
-        ]
-        versions.append(f"driver {found['driver']}")
+        versions += [f"triton {version_of('triton')}", f"CUDA {torch.version.cuda}"]
+        versions += [f"cuDNN {torch.backends.cudnn.version()}", f"driver {found['driver']}"]
         if not dali.why_missing(device):
             versions.append(f"DALI {version_of('nvidia-dali-cuda130', 'nvidia-dali-cuda120')}")
         found["device"] = (

@@ -165,6 +165,15 @@ def page_cache_bytes() -> int:
     return available
 
 
+@contextlib.contextmanager
+def tried(option: str, untried: dict[str, str], beginning: str = "") -> Iterator[None]:
+    """Record an error of an alternative in `untried`, and go on."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        untried[option] = f"{beginning}{' '.join(str(error).split())[:300]}"
+
+
 _WORTH_WRITING = 1.2  # least ratio of the images' shorter side to the needed one
 _NUM_WRITTEN = 512
 
@@ -221,11 +230,9 @@ class Feed:
             if not limit.allows(option):
                 continue
             log(f"decode by {name}")
-            try:
+            with tried(option, untried, "does not run here: "):
                 rate = self.rate(self.warm, self.seconds / 2, decoder=name)
                 alternatives.append(Alternative(option, rate, self.decode))
-            except (ValueError, RuntimeError, OSError) as error:
-                untried[option] = f"does not run here: {' '.join(str(error).split())[:300]}"
         return alternatives
 
     def all_cores(self, num_cores: int, limit: Limit) -> list[Alternative]:
@@ -308,9 +315,7 @@ def measure_engines(
     if device.type != "cuda" or dali.why_missing(device):
         return None
     rows = feed.warm.rows(np.arange(feed.warm.num_samples))
-    if is_packed(feed.warm) or not (rows.mode == MODE_JPEG).any():
-        return None
-    if not limit.allows("--hw-decoder-load"):
+    if is_packed(feed.warm) or not (rows.mode == MODE_JPEG).any() or not limit.allows("--hw-decoder-load"):
         return None
     with torch.cuda.device(device):
         num = num_engines(nvjpeg_library())
@@ -348,14 +353,9 @@ def check_engines(engines: JpegEngines | None, decoder: str) -> list[Check]:
     """Check that the engines work and have something to do, if `dali` is the decoder that trains."""
     if engines is None:
         return []
-    if engines.why_idle:
-        if decoder == "dali":
-            return [Check("jpeg engines", "warning", engines.why_idle, _NO_NEED)]
-        return [Check("jpeg engines", "ok", engines.why_idle)]
-    is_idle = engines.busy_percent is not None and engines.busy_percent < IDLE_PERCENT
-    if is_idle and engines.share > 0 and decoder == "dali":
-        return [Check("jpeg engines", "warning", engines.text, _IDLE_REMEDY)]
-    return [Check("jpeg engines", "ok", engines.text)]
+    is_idle = engines.busy_percent is not None and engines.busy_percent < IDLE_PERCENT and engines.share > 0
+    remedy = _NO_NEED if engines.why_idle else _IDLE_REMEDY if is_idle else ""
+    return [Check.of("jpeg engines", engines.why_idle or engines.text, remedy if decoder == "dali" else "")]
 
 
 @contextlib.contextmanager

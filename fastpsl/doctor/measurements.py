@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fastpsl.console.words import number_of
+from fastpsl.console.words import gigabytes, number_of
 from fastpsl.pipelines.decoders.choose import DALI_MS
 
 MIN_GAIN = 0.05  # a smaller gain is no reason to propose another option
@@ -75,11 +75,10 @@ class JpegEngines:
     @property
     def line(self) -> str:
         """The text and the best share, as one line for people."""
-        best = self.best_share
-        if best == self.share:
-            fastest = f"no share of a batch is faster than {best:g} by {MIN_GAIN:.0%}"
-        else:
-            fastest = f"fastest with {best:g} of a batch (--hw-decoder-load {best:g})"
+        best = f"{self.best_share:g}"
+        fastest = f"fastest with {best} of a batch (--hw-decoder-load {best})"
+        if self.best_share == self.share:
+            fastest = f"no share of a batch is faster than {best} by {MIN_GAIN:.0%}"
         return f"JPEG engines: {self.text}; {fastest}"
 
 
@@ -173,11 +172,6 @@ class Measurements:
     alternatives: tuple[Alternative, ...] = ()
     untried: dict[str, str] = field(default_factory=dict)  # option → why it could not be measured
     auto: AutoDecoder | None = None
-
-
-def gigabytes(num_bytes: float) -> str:
-    """Return bytes as text in GB (10^9) with three digits."""
-    return f"{num_bytes / 1e9:.3g} GB"
 
 
 GOOD_RATIO = 0.95
@@ -289,8 +283,7 @@ def changes(measured: Measurements) -> list[Change]:
     limit = bottleneck(measured)
     if limit is None:
         return []
-    found = [*_timed(measured, limit)]
-    useful = [change for change in found if change.factor and change.factor >= 1 + MIN_GAIN]
+    useful = [change for change in _timed(measured, limit) if (change.factor or 0) >= 1 + MIN_GAIN]
     return sorted(useful, key=lambda change: -(change.factor or 0)) + _untried(measured, limit)
 
 

@@ -156,16 +156,9 @@ def lars_apart(device: torch.device) -> float:
     ends = []
     for place in (torch.device("cpu"), device):
         random = torch.Generator().manual_seed(0)
-        shapes = {
-            "conv.weight": (64, 32, 3, 3),
-            "linear.weight": (65, 129),
-            "bn.bias": (65,),
-            "one.weight": (1, 3),
-        }
-        named = {
-            name: nn.Parameter(torch.randn(shape, generator=random).to(place))
-            for name, shape in shapes.items()
-        }
+        shapes = {"conv": (64, 32, 3, 3), "linear": (65, 129), "one": (1, 3), "bn.bias": (65,)}
+        drawn = {name: torch.randn(shape, generator=random).to(place) for name, shape in shapes.items()}
+        named = {name: nn.Parameter(values) for name, values in drawn.items()}
         optimiser = lars(named.items(), weight_decay=0.01)
         for rate in (0.5, 1.0, 0.1):
             for group in optimiser.param_groups:
@@ -274,13 +267,19 @@ def norms_apart(
     assert all(result.is_contiguous(memory_format=CHANNELS_LAST) for result in results)
     bound = NORM_BOUNDS[dtype]
     apart = [near(result.detach(), expected.detach(), bound) for result in results]
-    # Gradients of weights are sums of some hundred independent roundings.
-    apart += [
-        near(leaf.grad, wanted.grad, (10 if leaf.dim() == 1 else 2) * bound)
-        for leaf, wanted in zip(case.leaves, leaves, strict=True)
-    ]
-    apart += [near(case.running[i], running[i], 1e-6) for i in range(2)]
+    apart += _training_apart(case.leaves, leaves, case.running, running, bound)
     return max(*apart, 0.0 if int(case.running[2]) == 1 else float("inf"))
+
+
+def _training_apart(
+    leaves: Sequence[Tensor], wanted: Sequence[Tensor], running: Sequence[Tensor],
+    wanted_running: Sequence[Tensor], bound: float,
+) -> list[float]:  # fmt: skip
+    """Return how far gradients, running means and running variances are apart."""
+    # Gradients of weights are sums of some hundred independent roundings.
+    pairs = zip(leaves, wanted, strict=True)
+    apart = [near(leaf.grad, of.grad, (10 if leaf.dim() == 1 else 2) * bound) for leaf, of in pairs]
+    return apart + [near(running[i], wanted_running[i], 1e-6) for i in range(2)]
 
 
 # Of a max pool: the size of its windows, their stride and padding.
@@ -331,11 +330,7 @@ def pooled_apart(
     y = F.batch_norm(exact[0], mean, var, exact[1], exact[2], True, MOMENTUM, EPS)
     y = (F.relu(y) if relu else y).flatten(2).gather(2, places.flatten(2)).view(pooled.shape)
     y.backward(torch.stack(gradients).double().sum(0))
-    apart = [
-        near(leaf.grad, wanted.grad, (10 if leaf.dim() == 1 else 2) * NORM_BOUNDS[dtype])
-        for leaf, wanted in zip(leaves, exact, strict=True)
-    ]
-    apart += [near(running[i], exact_running[i], 1e-6) for i in range(2)]
+    apart = _training_apart(leaves, exact, running, exact_running, NORM_BOUNDS[dtype])
     return max(*apart, 0.0 if are_equal and int(count) == 1 else float("inf"))
 
 

@@ -1,7 +1,7 @@
 """The result of an examination: as JSON, as an exit code, and on one screen."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -13,9 +13,7 @@ from fastpsl.console.terminal import escaped
 from fastpsl.console.words import number_of
 from fastpsl.doctor.measurements import (
     BETON_WRITE,
-    Alternative,
     Measurements,
-    StageRates,
     bottleneck,
     changes,
     in_words,
@@ -35,6 +33,11 @@ class Check:
     state: State
     text: str
     remedy: str = ""
+
+    @classmethod
+    def of(cls, name: str, text: str, remedy: str) -> "Check":
+        """Return a check that warns if there is a remedy."""
+        return cls(name, "warning" if remedy else "ok", text, remedy)
 
 
 @dataclass
@@ -178,32 +181,34 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
         source = f"{1 - read.cached:.0%} from {storage}"
     else:
         source = f"from {cache}"
-    yield "read", source, (_rate_cell(read.images_per_s),), ""
+    yield "read", source, _cells([read.images_per_s]), ""
+    rates: Sequence[float | None]
     threads = number_of(measured.num_threads, "thread")
-    decode = _each(stages, lambda stage: stage.decode) or (_rate_cell(measured.decode),)
+    decode = _cells(stage.decode for stage in stages) or _cells([measured.decode])
     yield "decode", f"{measured.decoder}, {threads}", decode, ""
-    for alternative in measured.alternatives:
-        yield "", alternative.option.replace(BETON_WRITE, "data write"), _scaled(alternative, stages), "dim"
+    for each in measured.alternatives:
+        # As if all stages changed by the factor of the first one's crops.
+        rates = [(stage.loader if each.part == "read" else stage.decode) * each.factor for stage in stages]
+        yield "", each.option.replace(BETON_WRITE, "data write"), _cells(rates or [each.images_per_s]), "dim"
     if any(stage.loader != stage.decode for stage in stages):
-        yield "", "and read", _each(stages, lambda stage: stage.loader), ""
+        yield "", "and read", _cells(stage.loader for stage in stages), ""
     if measured.is_cuda:
-        yield "copy", "to the GPU" if measured.copy else "by the decoder", (_rate_cell(measured.copy),), ""
+        yield "copy", "to the GPU" if measured.copy else "by the decoder", _cells([measured.copy]), ""
     if not stages:
         return
     for path in _ordered(stage.augment_ms for stage in stages):
-        of_path = lambda stage, path=path: (
-            stage.batch_size / (stage.augment_ms[path] / 1e3) if path in stage.augment_ms else None
-        )
+        times = [(stage.batch_size, stage.augment_ms.get(path)) for stage in stages]
+        rates = [None if ms is None else num / (ms / 1e3) for num, ms in times]
         is_current = any(stage.augment == path for stage in stages)
-        yield "augment" if is_current else "", path, _each(stages, of_path), "" if is_current else "dim"
+        yield "augment" if is_current else "", path, _cells(rates), "" if is_current else "dim"
     for mode in _ordered(stage.step_rates for stage in stages):
-        of_mode = lambda stage, mode=mode: stage.step_rates.get(mode)
+        rates = [stage.step_rates.get(mode) for stage in stages]
         is_current = any(stage.step == mode for stage in stages)
         folded = ", frozen blocks folded" if any(stage.folded for stage in stages) else ""
         how = f"compile {mode}, synthetic data{folded}"
-        yield "step" if is_current else "", how, _each(stages, of_mode), "" if is_current else "dim"
+        yield "step" if is_current else "", how, _cells(rates), "" if is_current else "dim"
     cores = max(stage.cores_used for stage in stages)
-    yield "both", f"{number_of(f'{cores:.1f}', 'core')} busy", _each(stages, lambda stage: stage.both), ""
+    yield "both", f"{number_of(f'{cores:.1f}', 'core')} busy", _cells(stage.both for stage in stages), ""
     colour = "green" if is_good(measured) else "yellow"
     ratios = tuple(f"{stage.shown_ratio:.2f}" for stage in stages)
     yield "both/synthetic", "", ratios, f"bold {colour}"
@@ -212,26 +217,11 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
         yield "GPU memory", "GB, torch's peak", peaks, ""
 
 
-def _scaled(alternative: Alternative, stages: tuple[StageRates, ...]) -> Cells:
-    """Return the alternative's rates by stage, as if all changed by the factor of the first one's crops."""
-    if not stages:
-        return (_rate_cell(alternative.images_per_s),)
-    reads, factor = alternative.part == "read", alternative.factor
-    return _each(stages, lambda stage: (stage.loader if reads else stage.decode) * factor)
-
-
 def _ordered(rates: Iterator[dict[str, float]]) -> list[str]:
     """Return the names in the order of their first appearance."""
     return list(dict.fromkeys(name for names in rates for name in names))
 
 
-def _each(stages: tuple[StageRates, ...], value: Callable[[StageRates], float | None]) -> Cells:
-    """Return one cell per stage."""
-    return tuple(_rate_cell(value(stage)) for stage in stages)
-
-
-def _rate_cell(value: float | None) -> str:
-    """Format a rate as a whole number or with three digits, or as a dash."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _cells(rates: Iterable[float | None]) -> Cells:
+    """Format rates as whole numbers or with three digits, or as dashes."""
+    return tuple("–" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in rates)
