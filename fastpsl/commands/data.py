@@ -1,9 +1,9 @@
 """`fastpsl data write | append | verify | info | show`."""
 
-import contextlib
 import os
+import shlex
 import warnings
-from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import KW_ONLY, MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -13,27 +13,12 @@ import tyro
 from fastpsl.commands.show import Show
 from fastpsl.console.words import number_of, pasted
 from fastpsl.files.remote.address import is_remote
+from fastpsl.scripts.command_line import option_words, require_within
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.beton.encode import Target
     from fastpsl.pipelines.beton.upload import StagedUpload
     from fastpsl.pipelines.interface.source import Source
-
-
-@contextlib.contextmanager
-def _counting() -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback that shows the progress (MB done, MB in all) of counting a source."""
-    from fastpsl.console.screen import Progress
-
-    with contextlib.ExitStack() as stack:
-        bars: list[Progress] = []
-
-        def show(done: int, total: int) -> None:
-            if not bars:
-                bars.append(stack.enter_context(Progress("counting what there is to write", "MB", total)))
-            bars[0].update(done, 0)
-
-        yield show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +46,18 @@ class _Writing:
 
     def counted(self, **more: Any) -> "Source":
         """Open the source, and print what was chosen and what is odd about it."""
+        from fastpsl.console.screen import Progress
         from fastpsl.pipelines.datasets.open import open_source
 
-        with _counting() as on_progress:
+        with Progress("counting what there is to write", "MB") as progress:
+
+            def show(done: int, total: int) -> None:
+                progress.total = total
+                progress.update(done)
+
             source = open_source(
                 self.src, self.format, split=self.split, image_column=self.image_column,
-                label_column=self.label_column, on_progress=on_progress, **more,
+                label_column=self.label_column, on_progress=show, **more,
             )  # fmt: skip
         for line in source.notes:
             print(f"{self.src}: {line}")
@@ -149,15 +140,12 @@ class _Writing:
 
     def interrupted(self) -> KeyboardInterrupt:
         """Return an interruption that tells the command that goes on, with the options that were given."""
-        words = ["fastpsl", "data", type(self).__name__.lower()]
-        for field in sorted(fields(self), key=lambda field: field.default is not MISSING):
-            value = getattr(self, field.name)
-            if field.default is MISSING:
-                words.append(pasted(value))
-            elif field.name != "resume" and value != field.default:
-                name = f"--{field.name.replace('_', '-')}"
-                words += [name] if value is True else [name, pasted(value)]
-        return KeyboardInterrupt(f"interrupted; go on with: {' '.join(words)} --resume")
+        names = [field.name for field in fields(self) if field.default is MISSING]
+        usual = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        changed = {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
+        words = [type(self).__name__.lower(), *(pasted(getattr(self, name)) for name in names)]
+        words += map(shlex.quote, option_words(changed | {"resume": True}))
+        return KeyboardInterrupt(f"interrupted; go on with: fastpsl data {' '.join(words)}")
 
 
 @dataclass(frozen=True)
@@ -183,8 +171,7 @@ class Append(_Writing):
         """Write the further file, and print what became of the images."""
         from fastpsl.pipelines.beton.write import appendix, max_bad_count
 
-        if self.workers is not None and not 1 <= self.workers <= 4096:
-            raise ValueError(f"--workers {self.workers}: give a number from 1 to 4096")
+        require_within(("--workers", self.workers, 1, 4096))
         max_bad_count(self.max_bad, 0)  # fails before the source is counted
         source = self.counted()
         record = self.record_of(source, "0/1") | {"appended": True}
@@ -271,16 +258,14 @@ class Write(_Writing):
         from fastpsl.pipelines.datasets.measured import measure_source
         from fastpsl.pipelines.interface.reading import Reading, range_text
 
-        for name, value, low, high in (
+        require_within(
             ("--short-side", self.short_side, 1, 65535),
             ("--max-side", self.max_side, 1, 65535),
             ("--quality", self.quality, 1, 100),
             ("--workers", self.workers, 1, 4096),
             ("--shard-mb", self.shard_mb, 16, 1_000_000),
             ("--min-px", self.min_px, 0, 65535),
-        ):
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} {value}: give a number from {low} to {high}")
+        )
         require_mode(self.mode)
         shard = _shard(self.shard)
         reading = Reading.of(self.range, self.bands)
@@ -356,6 +341,12 @@ class Write(_Writing):
         return self.dry_run
 
 
+def _require_any(betons: list[str], command: str) -> None:
+    if not betons:
+        example = f"fastpsl data {command} train.beton"
+        raise ValueError(f"no dataset file given; name files or quoted globs, as in {example}")
+
+
 @dataclass(frozen=True)
 class Verify:
     """Check dataset files: header, tables, bounds, checksum, and that every sample decodes.
@@ -373,21 +364,15 @@ class Verify:
         from fastpsl.pipelines.beton.reader import Beton as OpenBeton
         from fastpsl.pipelines.beton.verify import betons_to_verify, unchecked, verify
 
-        if not self.betons:
-            raise ValueError(
-                "no dataset file given; name files or quoted globs, as in fastpsl data verify train.beton"
-            )
+        _require_any(self.betons, "verify")
         paths, faults = betons_to_verify(self.betons)
         for fault in faults:
             print(fault)
         num_bad = len(faults)
         for path in paths:
             num_samples, less = 0, ""
-            try:
-                with OpenBeton(path) as beton:
-                    num_samples, less = beton.num_samples, unchecked(beton)
-            except ValueError:
-                pass  # verify reports the reason
+            with suppress(ValueError), OpenBeton(path) as beton:  # verify reports the reason
+                num_samples, less = beton.num_samples, unchecked(beton)
             with Progress(f"{path}: decoding", "samples", num_samples) as progress:
                 problems = list(verify(path, self.workers, progress.update))
             for problem in problems:
@@ -396,9 +381,7 @@ class Verify:
             if not problems:
                 print(f"{path}: {num_samples:,} samples, all sound" + (f" ({less})" if less else ""))
         if num_bad:
-            raise ValueError(
-                f"{num_bad:,} {'fault' if num_bad == 1 else 'faults'}, listed on stdout with what to do"
-            )
+            raise ValueError(f"{number_of(num_bad, 'fault')}, listed on stdout with what to do")
 
 
 @dataclass(frozen=True)
@@ -413,10 +396,7 @@ class Info:
         from fastpsl.pipelines.beton.reader import Beton as OpenBeton
         from fastpsl.pipelines.beton.verify import info
 
-        if not self.betons:
-            raise ValueError(
-                "no dataset file given; name files or quoted globs, as in fastpsl data info train.beton"
-            )
+        _require_any(self.betons, "info")
         for pattern in self.betons:
             with OpenBeton(pattern) as beton:
                 print(info(beton))

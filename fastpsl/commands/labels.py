@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fastpsl.commands.features import RUN_HELP, Block, ExtractionOptions
+from fastpsl.scripts.command_line import require_within
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,14 +69,12 @@ class MakeLabels:
     def _check(self) -> None:
         """Raise ValueError if a value is out of range, of another source, or FILE.npz cannot be written."""
         out, of_pixels = self.out, self.source != "features"
-        for name, value, low, high in (
+        require_within(
             ("--num-clusters", self.num_clusters, 2, 2**31 - 1),
             # At 64 px, the covariance of the pixels takes 1.2 GB.
             ("--size-px", self.extraction.size_px if of_pixels else None, 4, 64),
             ("--seed", self.seed, 0, 2**64 - 1),
-        ):
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name} {value}: give a number from {low} to {high}")
+        )
         if of_pixels:
             usual = vars(LabelExtraction()) | {"weights": None, "block": "final"}
             given = vars(self.extraction) | {"weights": self.weights, "block": self.block}
@@ -91,10 +90,8 @@ class MakeLabels:
                 "whole; leave it out"
             )
         elif self.weights is None:
-            raise ValueError(
-                "`fastpsl labels features` needs a network: give --weights, such as runs/simclr or "
-                "timm/resnet50"
-            )
+            example = "runs/simclr or timm/resnet50"
+            raise ValueError(f"`fastpsl labels features` needs a network: give --weights, such as {example}")
         if out.suffix != ".npz":
             raise ValueError(f"--out {out}: give a name that ends in .npz")
         if not out.parent.is_dir():
@@ -186,16 +183,7 @@ class Clusters:
 
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed}: it must be 0 or more")
-        lines = report(
-            self.run_or_file,
-            data=self.data,
-            labels=self.labels,
-            out=self.out,
-            seed=self.seed,
-            require_labels=self.require_labels,
-            backbone=self.backbone,
-        )
-        print("\n".join(lines))
+        print("\n".join(report(**vars(self))))
 
 
 @dataclass(frozen=True)

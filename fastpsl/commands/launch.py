@@ -105,22 +105,17 @@ class Slurm:
         if self.container is not None:
             if self.container.startswith("-"):
                 raise ValueError(f"--container {self.container}: would be an option; give ./{self.container}")
-            start = (
-                ["env", _DRIVER_PARTS, "apptainer", "exec", "--nv"] if self.gpus else ["apptainer", "exec"]
-            )
-            command = [*start, self.container, *command]
-        script = (
-            templates(Path(__file__).parent)
-            .get_template("slurm.sh.jinja")
-            .render(
-                vars(self),
-                name=shlex.quote(out.name or "fastpsl"),
-                ranks=self.gpus or 1,  # of each node
-                log=shlex.quote(f"{str(out).replace('%', '%%')}/slurm-%j.log"),
-                sbatch=shlex.join(_words(self.sbatch or "")),
-                out=shlex.quote(str(out)),
-                command=shlex.join(command),
-            )
+            start = f"env {_DRIVER_PARTS} apptainer exec --nv" if self.gpus else "apptainer exec"
+            command = [*start.split(), self.container, *command]
+        template = templates(Path(__file__).parent).get_template("slurm.sh.jinja")
+        script = template.render(
+            vars(self),
+            name=shlex.quote(out.name or "fastpsl"),
+            ranks=self.gpus or 1,  # of each node
+            log=shlex.quote(f"{str(out).replace('%', '%%')}/slurm-%j.log"),
+            sbatch=shlex.join(_words(self.sbatch or "")),
+            out=shlex.quote(str(out)),
+            command=shlex.join(command),
         )
         return script, out
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastpsl.engine.options import DecoderName
+from fastpsl.scripts.command_line import require_within
 
 MAX_IMAGES = 400
 # The recipe of each task, and the shorter side of the images that its lengths are meant for, in px.
@@ -71,12 +72,10 @@ class Show:
         from fastpsl.pipelines.loader.loader import Loader
         from fastpsl.plots.contact_sheet import captions, save_contact_sheet
 
-        for name, value, low, high in (
-            ("num", self.num, 1, MAX_IMAGES),
-            ("short-side", self.short_side, 16, 4096),  # below 16, three cells of whole pixels may not fit
-        ):
-            if not low <= value <= high:
-                raise ValueError(f"--{name} {value}: give a number from {low} to {high}")
+        require_within(
+            ("--num", self.num, 1, MAX_IMAGES),
+            ("--short-side", self.short_side, 16, 4096),  # below 16, three cells of whole pixels may not fit
+        )
         task: Task
         if self.task in RECIPES:
             recipe, usual_px = RECIPES[self.task]
@@ -95,10 +94,8 @@ class Show:
                 data, views, batch_size_per_rank=min(self.num, data.num_samples), seed=self.seed,
                 decoder=self.decoder, device=choose_device(self.device, 0), prefetch_batches=1,
                 on_bad_sample="skip",
-            ) as loader:  # fmt: skip
-                batches = loader.epoch(0)
+            ) as loader, closing(loader.epoch(0)) as batches:  # fmt: skip
                 batch = next(batches).first(self.num)
-                batches.close()
             for bad in batch.bad:
                 print(f"left out {' '.join(str(bad).split())}", file=sys.stderr)
             images = task.contact_sheet(batch.inputs(views, torch.float32), batch)

@@ -108,11 +108,9 @@ class _Start:
         """Return the first sentence of each recipe by its name, without what stands in brackets."""
         from fastpsl.scripts.recipe_files import find_recipe
 
-        paragraphs = {
-            name: (find_recipe(stem).description or "").strip().split("\n\n")[0]
-            for name, stem in cls.names.items()
-        }
-        return {name: re.sub(r" \([^)]*\)", "", " ".join(text.split())) for name, text in paragraphs.items()}
+        texts = {name: (find_recipe(stem).description or "").strip() for name, stem in cls.names.items()}
+        firsts = {name: " ".join(text.split("\n\n")[0].split()) for name, text in texts.items()}
+        return {name: re.sub(r" \([^)]*\)", "", first) for name, first in firsts.items()}
 
     def run(self, *options: str) -> int:
         """Run the recipe in this process, or in one for each of --gpus."""

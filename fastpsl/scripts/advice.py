@@ -79,10 +79,8 @@ def on_few_images(data: str, val: str | None) -> list[str]:
         distil = f"fastpsl train distill --data {pasted(data)} --teacher {_TEACHER}"
         look = f"fastpsl retrieve {_TEACHER} --gallery {pasted(data)} --queries {pasted(data)}"
         if val is not None:
-            look = (
-                f"fastpsl eval few-labels {_TEACHER} --labels-per-class 5 --data {pasted(data)} "
-                f"--val {pasted(val)}"
-            )
+            both = f"--data {pasted(data)} --val {pasted(val)}"
+            look = f"fastpsl eval few-labels {_TEACHER} --labels-per-class 5 {both}"
     return [DISTIL.line.format(distil=distil), PUBLISHED.line.format(look=look)]
 
 

@@ -33,8 +33,7 @@ def first_and_last(run: Run) -> tuple[Look, Look] | None:
     """Return the looks before the first step and after the last one, at the last stage's block."""
     name, last = run.position.summaries[-1]["stage"], run.position.run_step
     lines = [line for line in read_probes(run.folder / PROBES) if line["stage"] == name]
-    ends = [next((line for line in lines if line["run_step"] == step), None) for step in (0, last)]
-    first, after = ends
+    first, after = (next((line for line in lines if line["run_step"] == step), None) for step in (0, last))
     same = ("block", "num_train", "num_val")
     if first is None or after is None or any(first[key] != after[key] for key in same):
         return None

@@ -12,16 +12,7 @@ from fastpsl.models.names import is_module
 from fastpsl.pipelines.interface.dataset import Dataset, spread_indices
 from fastpsl.pipelines.interface.reading import PLAIN
 from fastpsl.pipelines.views import Crop
-from fastpsl.scripts.advice import (
-    BATCH,
-    FEW_IMAGES,
-    FEW_STEPS,
-    MAX_BATCH_SHARE,
-    SIDES,
-    STEPS,
-    WARM_UP,
-    on_few_images,
-)
+from fastpsl.scripts import advice
 from fastpsl.scripts.presets import HELD_BACK, SMALL_BELOW, holds_back, why_none_held_back
 
 _SAMPLED = 1000  # images whose sizes are looked at
@@ -46,10 +37,10 @@ def instead(experiment: Experiment, data: RunData) -> list[str]:
     others = experiment.task.needs_labels or hasattr(options, "teacher") or getattr(options, "init", None)
     # A module may come with weights, and published networks read colours of 8 bits.
     others = others or is_module(getattr(options, "backbone", "")) or data.train.reading != PLAIN
-    if options.data is None or others or num >= FEW_IMAGES:
+    if options.data is None or others or num >= advice.FEW_IMAGES:
         return []
     val = options.val if data.val is not None and options.val else HELD_BACK
-    return on_few_images(options.data, val if data.train.num_classes > 1 else None)
+    return advice.on_few_images(options.data, val if data.train.num_classes > 1 else None)
 
 
 def data_line(data: RunData) -> str:
@@ -65,10 +56,8 @@ def data_line(data: RunData) -> str:
 
 
 def _size(data: Dataset, what: str) -> str:
-    classes = (
-        f"in {number_of(data.num_classes, 'class', 'classes')}" if data.num_classes else "without labels"
-    )
-    return f"{number_of(data.num_samples, what)} {classes}"
+    classes = number_of(data.num_classes, "class", "classes")
+    return f"{number_of(data.num_samples, what)} {f'in {classes}' if data.num_classes else 'without labels'}"
 
 
 def _why_without_val(data: RunData) -> str:
@@ -111,11 +100,8 @@ def length_line(experiment: Experiment, data: RunData) -> str:
     cut = f"; --max-steps-per-stage cuts each at {limit:,}" if limit is not None else ""
     sizes = [data.options.batch_of(stage) for stage in experiment.stages]
     numbers = experiment.inputs_per_image()
-    inputs = [
-        f"{stage.name} {size * numbers[stage.name]:,}"
-        for stage, size in zip(experiment.stages, sizes, strict=True)
-        if stage.name in numbers
-    ]
+    pairs = [(stage.name, size) for stage, size in zip(experiment.stages, sizes, strict=True)]
+    inputs = [f"{name} {size * numbers[name]:,}" for name, size in pairs if name in numbers]
     made = f"; network inputs per step: {', '.join(inputs)}" if inputs else ""
     preset = getattr(data.options, "preset", None)
     reason = f", for fewer than {SMALL_BELOW:,} images" if preset == "small" else ""
@@ -134,24 +120,21 @@ def stage_steps(experiment: Experiment, data: RunData) -> list[int]:
 def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
     """Yield a line for each value that does not suit the data, with the value to give instead."""
     options, num_images = data.options, data.train.num_samples
-    limit = max(2, int(MAX_BATCH_SHARE * num_images))
+    limit = max(2, int(advice.MAX_BATCH_SHARE * num_images))
     if options.batch_of() > limit:
-        yield BATCH.line.format(share=options.batch_of() / num_images, num_images=num_images, limit=limit)
-    few = [
-        f"{stage.name} has {num:,}"
-        for stage, num in zip(experiment.stages, stage_steps(experiment, data), strict=True)
-        if num < FEW_STEPS
-    ]
-    if few:
-        per_epoch = [max(1, num_images // min(limit, options.batch_of(s))) for s in experiment.stages]
-        more = [
-            str(max(stage.epochs, -(-FEW_STEPS // num)))
-            for stage, num in zip(experiment.stages, per_epoch, strict=True)
-        ]
-        yield STEPS.line.format(few=", ".join(few), epochs=" ".join(more))
+        yield advice.BATCH.line.format(
+            share=options.batch_of() / num_images, num_images=num_images, limit=limit
+        )
+    steps = zip(experiment.stages, stage_steps(experiment, data), strict=True)
+    if few := [f"{stage.name} has {num:,}" for stage, num in steps if num < advice.FEW_STEPS]:
+        more = list[str]()
+        for stage in experiment.stages:
+            per_epoch = max(1, num_images // min(limit, options.batch_of(stage)))
+            more.append(str(max(stage.epochs, -(-advice.FEW_STEPS // per_epoch))))
+        yield advice.STEPS.line.format(few=", ".join(few), epochs=" ".join(more))
     warmup, epochs = getattr(options, "warmup_epochs", 0), sum(stage.epochs for stage in experiment.stages)
     if 0 < epochs <= warmup:
-        yield WARM_UP.line.format(warmup=warmup, epochs=epochs, fitting=epochs / 10)
+        yield advice.WARM_UP.line.format(warmup=warmup, epochs=epochs, fitting=epochs / 10)
     needed, side = needed_side(experiment), typical_side(data)
     if side < needed:
         unit = getattr(options, "grid", 1)  # of a jigsaw, whose window has as many cells on a side
@@ -160,7 +143,7 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
             if (given := getattr(options, name, None)) is not None:
                 fitting = [max(1, each * side // needed // unit) * unit for each in per_stage(given)]
                 sizes.append(f"{flag(name)} {' '.join(map(str, fitting))}")
-        yield SIDES.line.format(side=side, needed=needed, sides=" ".join(sizes))
+        yield advice.SIDES.line.format(side=side, needed=needed, sides=" ".join(sizes))
 
 
 def needed_side(experiment: Experiment) -> int:

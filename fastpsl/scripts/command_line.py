@@ -4,6 +4,7 @@ import ast
 import contextlib
 import inspect
 import io
+import os
 import re
 import shutil
 import sys
@@ -87,11 +88,6 @@ class Option:
         return get_origin(self.kind) in (tuple, list)
 
     @property
-    def _may_be_one(self) -> bool:
-        """Whether a single word is a value and not a list of one."""
-        return len(self._kinds) > 1
-
-    @property
     def _item(self) -> Any:
         return get_args(self.kind)[0] if self._is_list else self.kind
 
@@ -151,13 +147,13 @@ class Option:
             if len(values) > 1 and not self._is_list:  # tyro takes any number after a `bare` option
                 raise ValueError
         except (KeyError, ValueError):
-            several = self._is_list and not (len(words) == 1 and self._may_be_one)
+            several = self._is_list and (len(words) != 1 or len(self._kinds) == 1)
             wanted = self._allowed or _WORDS[self._item][1 + several]
             others = [word for word in words if word not in self._choices]
             near = next(filter(None, (nearest(word, self._choices) for word in others)), None)
             hint = f"; perhaps you meant {near}" if near else ""
             raise _Refused(f"{self.called} {' '.join(words)}: {wanted}{hint}") from None
-        is_one = not self._is_list or (len(values) == 1 and self._may_be_one)
+        is_one = not self._is_list or (len(values) == 1 and len(self._kinds) > 1)  # no list of one
         return values[0] if is_one else get_origin(self.kind)(values)
 
     def for_tyro(self, *, is_required: bool, is_hidden: bool) -> tuple[Any, ...]:
@@ -169,14 +165,8 @@ class Option:
             text = f"{words.replace('|', ', ')}. {text}"
         default = ("", "yes")[self.default] if isinstance(self.default, bool) else _text(self.default)
         marks: list[Any] = [Positional] * self.is_argument + [Suppress] * is_hidden
-        marks.append(
-            arg(
-                name=self._said("name"),
-                aliases=self._said("aliases"),
-                help=text,
-                help_behavior_hint=f"[{default}]" if default else "",
-            )
-        )
+        names = {name: self._said(name) for name in ("name", "aliases")}
+        marks.append(arg(**names, help=text, help_behavior_hint=f"[{default}]" if default else ""))
         hint: Any = bool
         if self.kind is not bool:
             kinds = get_args(self.kind)
@@ -228,9 +218,8 @@ def parse(
         # Without help, tyro requires nothing, so that mistyped options are found before missing ones. Options
         # without effect are taken, because their dataclass refuses them with a reason.
         is_hidden = wants_help and option.name in getattr(kind, "without", ())
-        groups.setdefault(option.group, []).append(
-            option.for_tyro(is_required=wants_help, is_hidden=is_hidden)
-        )
+        made = option.for_tyro(is_required=wants_help, is_hidden=is_hidden)
+        groups.setdefault(option.group, []).append(made)
     members = groups.pop(UNGROUPED, [])
     for name, grouped in groups.items():
         group = make_dataclass(name, grouped, kw_only=True, namespace={"__doc__": ""})
@@ -239,21 +228,16 @@ def parse(
     see = " ".join(filter(None, ("see", prog, "--help")))
     # tyro draws boxes if the encoding is written like this.
     shown = io.TextIOWrapper(io.BytesIO(), encoding=(sys.stdout.encoding or "utf-8").lower())
-    box = io.StringIO()
+    box, about = io.StringIO(), inspect.cleandoc(description or kind.__doc__ or "")
+    about = re.sub(r"(?<=\S)\n(?=[^\s*-])", " ", about)  # tyro keeps line breaks before signs and numbers
+    all_options = make_dataclass("Options", members, kw_only=True)
     parsed: Any
     try:
         with _alone, contextlib.redirect_stdout(shown), contextlib.redirect_stderr(box):
             parsed, rest = tyro.cli(
-                make_dataclass("Options", members, kw_only=True),
-                prog=prog,
-                # tyro keeps line breaks before signs and numbers.
-                description=re.sub(
-                    r"(?<=\S)\n(?=[^\s*-])", " ", inspect.cleandoc(description or kind.__doc__ or "")
-                ),
-                args=given,
-                config=(OmitArgPrefixes,),
+                all_options, prog=prog, description=about, args=given, config=(OmitArgPrefixes,),
                 return_unknown_args=True,
-            )
+            )  # fmt: skip
     except _Refused as error:
         raise ValueError(str(error)) from None
     except SystemExit as end:
@@ -273,6 +257,34 @@ def parse(
         if values.get(name) is not None:
             check_backbone(values[name], flag(name))
     return _built(kind, values)
+
+
+def option_words(values: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line that give options these values; None gives none."""
+    words = list[str]()
+    for name, value in values.items():
+        texts = list(map(text_of, value if isinstance(value, tuple | list) else [value]))
+        if isinstance(value, bool):
+            words.append(flag(name if value else f"no_{name}"))
+        elif isinstance(value, tuple | list):
+            if any(text.startswith("--") for text in texts):
+                raise ValueError(f"{name} {value}: a value cannot begin with --")
+            words += [flag(name), *texts]
+        elif value is not None:
+            words += [f"{flag(name)}={texts[0]}"] if texts[0].startswith("-") else [flag(name), *texts]
+    return words
+
+
+def require_within(*given: tuple[str, float | None, float, float]) -> None:
+    """Raise ValueError for an option with a value beyond its limits, each as (flag, value, low, high)."""
+    for name, value, low, high in given:
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} {value}: give a number from {low} to {high}")
+
+
+def text_of(value: Any) -> str:
+    """Return a value as a word; of what stands for a path, the path."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
 def _built(kind: Any, values: Mapping[str, Any]) -> Any:
@@ -312,11 +324,9 @@ def show_list(title: str, abouts: Mapping[str, str]) -> None:
 
 def _text(value: Any) -> str:
     """Return a default in words; nothing where the option's text says what happens without it."""
-    if value is MISSING:
-        return "required"
-    return (
-        "" if value is None else " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-    )
+    if value is None or value is MISSING:
+        return "" if value is None else "required"
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def _unknown(words: Sequence[str], options: Sequence[Option], prog: str | None) -> str:

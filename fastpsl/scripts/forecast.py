@@ -204,7 +204,8 @@ def choose_preset(recipe: Recipe[Any], options_of: Callable[[str], Any]) -> tupl
         ValueError: The training cannot begin.
     """
     options = {name: options_of(name) for name in CPU_PRESETS}
-    are_sized = len({_sides(each) for each in options.values()}) > 1  # else no preset has smaller images
+    sides = {(getattr(o, "size_px", None), getattr(o, "short_side", None)) for o in options.values()}
+    are_sized = len(sides) > 1  # else no preset has smaller images
     found, refused = dict[str, float](), list[ValueError]()
     whole: Opened | None = None
     with operation("choosing --preset by timed steps"), contextlib.ExitStack() as stack:
@@ -247,8 +248,8 @@ def _as_preset(recipe: Recipe[Any], options: Any, whole: Opened) -> Opened:
 def _steps_s(recipe: Recipe[Any], whole: Opened) -> float:
     """Return about how many seconds all steps take, with what comes before the first."""
     task, part = whole.experiment.task, _quick(recipe, whole)
-    for _ in task.lines_before(whole.experiment.backbone, whole.experiment.stages, whole.data):
-        pass  # the task times its work before the first step, for `seconds_before`
+    # The task times its work before the first step, for `seconds_before`.
+    list(task.lines_before(whole.experiment.backbone, whole.experiment.stages, whole.data))
     seconds = task.seconds_before()
     for number, num_planned in enumerate(stage_steps(whole.experiment, whole.data)):
         num_steps, step_s, _, _ = _stage(whole, part, number, num_planned, val=False)
@@ -277,8 +278,3 @@ def _command(world: World) -> list[str]:
             kept.append(word)
         is_value = name == "--max-steps-per-stage" and "=" not in word
     return kept
-
-
-def _sides(options: Any) -> tuple[Any, Any]:
-    """Return the options of the images' side that the recipe has."""
-    return getattr(options, "size_px", None), getattr(options, "short_side", None)

@@ -33,6 +33,7 @@ def run_ranks(command: Sequence[str], num_ranks: int, name: str) -> int:
 
     _require_places(num_ranks, torch.cuda.device_count(), name)
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    os.environ[COMMAND] = name
     if num_ranks > 1:
         os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or "1"  # as torchrun does
     config = LaunchConfig(
@@ -42,7 +43,7 @@ def run_ranks(command: Sequence[str], num_ranks: int, name: str) -> int:
     if "signals_to_handle" in {field.name for field in fields(config)}:  # since torch 2.9
         config.signals_to_handle = "SIGQUIT"
     try:
-        with _forwarding(), _environment(COMMAND, name):
+        with _forwarding():
             elastic_launch(config, sys.executable)("-u", *command)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
@@ -63,25 +64,8 @@ def _require_places(num_ranks: int, num_gpus: int, name: str) -> None:
         found = f"{num_gpus} GPUs" if num_gpus else f"no GPU that torch can use, and {most} cores"
         raise ValueError(f"--gpus {num_ranks}: this machine has {found}; give {most} or less")
     if not num_gpus:
-        print(
-            f"{name}: no GPU that torch can use is here; {num_ranks} processes run on the CPU",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-@contextlib.contextmanager
-def _environment(variable: str, value: str) -> Iterator[None]:
-    """Set a variable of the environment, which processes that are started get."""
-    before = os.environ.get(variable)
-    os.environ[variable] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
+        line = f"{name}: no GPU that torch can use is here; {num_ranks} processes run on the CPU"
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from fastpsl.engine.options import (
     share_of,
 )
 from fastpsl.files.json_records import NoRecord
+from fastpsl.files.paths import named_files
 from fastpsl.files.remote.address import is_remote
 from fastpsl.files.run_folder import CONFIG, recorded_options
 from fastpsl.files.system_errors import input_errors
@@ -221,15 +222,7 @@ def _has_gpu(options: PretrainOptions) -> bool:
 
 def _is_there(source: str) -> bool:
     """Return whether a path or a glob names anything; an address elsewhere is assumed to."""
-    from fastpsl.files.paths import require_existing
-
-    if is_remote(source):
-        return True
-    try:
-        require_existing(source, "")
-    except ValueError:
-        return False
-    return True
+    return is_remote(source) or bool(named_files(source))
 
 
 def _found(options: PretrainOptions, at_most: int | None) -> Glance:

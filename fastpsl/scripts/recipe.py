@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from fastpsl.files.remote.address import is_remote
 from fastpsl.files.run_folder import CONFIG, recorded_options
 from fastpsl.files.system_errors import input_errors
 from fastpsl.models.names import is_own, is_timm, not_given
-from fastpsl.scripts.command_line import HELP, options_of, parse
+from fastpsl.scripts.command_line import HELP, option_words, options_of, parse, text_of
 from fastpsl.scripts.presets import backbone_of_init, kept_precision, preset_values
 
 if TYPE_CHECKING:
@@ -152,9 +151,8 @@ def require_given_classes(options: RunOptions) -> None:
     from fastpsl.pipelines.interface.dataset import require_same_classes
 
     if options.data is not None and options.val is not None and names_val(options):
-        train, val = (
-            classes_of(source, options.cache_dir, options.cache_gb) for source in (options.data, options.val)
-        )
+        both = options.data, options.val
+        train, val = (classes_of(source, options.cache_dir, options.cache_gb) for source in both)
         require_same_classes(train, val, options.data, options.val)
 
 
@@ -231,23 +229,18 @@ class Script(Generic[Options]):
             return options
 
         first = parsed(self.paper)
-        begun = backbone_of_init(first, self.name)
-        if begun:
+        if begun := backbone_of_init(first, self.name):
             first = parsed({**self.paper, **begun})
         paper = self.usual(first)
-        defaults = self.defaults(first, paper, by_machine)
-        defaults = {**defaults, **kept_precision(first, self.name)}
+        defaults = {**self.defaults(first, paper, by_machine), **kept_precision(first, self.name)}
         values = {**paper, **defaults, **begun}
         options = first if values == self.paper else parsed(values)
         if isinstance(options, PretrainOptions):
             chosen = {"preset": "paper", "precision": "auto", **defaults}
-            had_other_plan = options.plan != "continue" and getattr(first, "first_learning", None) is None
-            options = replace(
-                options,
-                preset=chosen["preset"] if options.preset == "auto" else options.preset,
-                precision=chosen["precision"] if options.precision == "auto" else options.precision,
-                first_learning=None if had_other_plan else options.first_learning,  # that of --config
-            )
+            chosen = {name: chosen[name] for name in ("preset", "precision") if vars(options)[name] == "auto"}
+            if options.plan != "continue" and getattr(first, "first_learning", None) is None:
+                chosen["first_learning"] = None  # --config had another plan
+            options = replace(options, **chosen)
         for name in _NAMES_OF_NETWORKS:
             network = getattr(options, name, None)
             if network is not None and is_own(network) and network != getattr(first, name, None):
@@ -305,15 +298,13 @@ class Script(Generic[Options]):
                 allowed = "a value other than True and False" if isinstance(value, bool) else "True or False"
                 raise ValueError(f"{name} is {value!r}: give {allowed}")
         module = values.get("backbone")
-        if module is None or type(module) is str:
-            words = list(_arguments(values, self.options))
-            return self.parse(words, prog=self.name, log=log, by_machine=by_machine)
-        from fastpsl.models.given import given  # imports torch, as who gives a module has
+        if is_module := module is not None and type(module) is not str:
+            from fastpsl.models.given import given  # imports torch, as who gives a module has
 
-        name = given(module)
-        arguments = list(_arguments({**values, "backbone": name}, self.options))
-        options = self.parse(arguments, prog=self.name, log=log, by_machine=by_machine)
-        return replace(options, backbone=name)  # type: ignore[call-arg]  # it has one, as its names say
+            values = {**values, "backbone": given(module)}
+        words = _arguments(values, self.options)
+        options = self.parse(words, prog=self.name, log=log, by_machine=by_machine)
+        return replace(options, backbone=values["backbone"]) if is_module else options  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
@@ -339,10 +330,9 @@ def differences(options: RunOptions, paper: Mapping[str, Any]) -> dict[str, tupl
     values = options.as_dict()
     names = {*options.science(), "max_steps_per_stage"} - paper.keys()
     usual = {**paper} | {f.name: f.default for f in fields(options) if f.name in names}
+    pairs = {name: (values[name], plain_value(value)) for name, value in usual.items()}
     return {
-        name: (values[name], plain_value(value))
-        for name, value in usual.items()
-        if values[name] != plain_value(value)
+        name: (value, usual_value) for name, (value, usual_value) in pairs.items() if value != usual_value
     }
 
 
@@ -358,28 +348,12 @@ def describe_choice(options: RunOptions, paper: Mapping[str, Any], source: str =
     return f"{data}: " + (", ".join(changed) if changed else same)
 
 
-def _arguments(values: Mapping[str, Any], options: type[RunOptions]) -> Iterator[str]:
-    """Yield the command line that gives options these values, arguments first."""
+def _arguments(values: Mapping[str, Any], options: type[RunOptions]) -> list[str]:
+    """Return the command line that gives options these values, arguments first."""
     arguments = {option.name for option in options_of(options) if option.is_argument}
-    for name in arguments & values.keys():
-        text = _text(values[name])
-        yield f"./{text}" if text.startswith("-") else text
-    for name, value in values.items():
-        if name in arguments:
-            continue
-        if isinstance(value, bool):
-            yield flag(name if value else f"no_{name}")
-        elif isinstance(value, tuple | list):
-            texts = [_text(each) for each in value]
-            if any(text.startswith("--") for text in texts):
-                raise ValueError(f"{name} {value}: a value cannot begin with --")
-            yield from (flag(name), *texts)
-        elif value is not None:
-            yield f"{flag(name)}={_text(value)}"
-
-
-def _text(value: Any) -> str:
-    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+    texts = [text_of(values[name]) for name in arguments & values.keys()]
+    words = [f"./{text}" if text.startswith("-") else text for text in texts]
+    return words + option_words({name: each for name, each in values.items() if name not in arguments})
 
 
 def _words(value: Any) -> str:

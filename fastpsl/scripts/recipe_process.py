@@ -62,19 +62,14 @@ def run(script: Recipe[Any] | Evaluation[Any], options: Any, name: str) -> NoRet
         if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
             # Ctrl-C in a terminal also interrupts the compiler that torch.compile calls.
             _report_failure(opened, rank, f"{name}: {INTERRUPTED}", "interrupted", "preempted")
-            _exit_now(EXIT_PREEMPTED)
+            _exit(EXIT_PREEMPTED, at_once=True)
         explanation = explained(error, opened)
         code = EXIT_USER_ERROR if explanation and not of_another_rank(error) else EXIT_CRASHED
         reason = explanation or f"{type(error).__name__}: {error}"
         _report_failure(
             opened, rank, f"{name}: {explanation}" if explanation else traceback.format_exc(), reason
         )
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code in (EXIT_USER_ERROR, EXIT_CRASHED):
-        _exit_now(code)
-    leave_world()
-    sys.exit(code)
+    _exit(code, at_once=code in (EXIT_USER_ERROR, EXIT_CRASHED))
 
 
 def error_line(error: ValueError | OSError, opened: Sequence[Run]) -> str:
@@ -100,11 +95,11 @@ def _is_output_error(error: OSError, folders: Sequence[Path]) -> bool:
     return has_path and any(Path(error.filename).is_relative_to(folder) for folder in folders)
 
 
-def _exit_now(code: int) -> NoReturn:
-    """Exit without waiting in the process group, because other ranks may be gone."""
+def _exit(code: int, *, at_once: bool) -> NoReturn:
+    """Exit; at once without waiting in the process group, because other ranks may be gone."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if number_in("WORLD_SIZE", 1) > 1:
+    if at_once and number_in("WORLD_SIZE", 1) > 1:
         os._exit(code)
     leave_world()
     sys.exit(code)

@@ -147,8 +147,8 @@ def compare(places: Sequence[str | os.PathLike[str]]) -> Comparison:
     """
     found, notes = dict[Path, Run](), list[str]()
     for place in places:
-        paths = _matches(os.fspath(place))
-        for path in paths:
+        require_existing(os.fspath(place), "the folder of a run, or a quoted glob of such folders")
+        for path in named_files(os.fspath(place)):
             if not path.is_dir():
                 notes.append(f"{path}: left out, a file")
                 continue
@@ -176,7 +176,9 @@ def compare(places: Sequence[str | os.PathLike[str]]) -> Comparison:
     drawn = [_drawn(record) for record in few_labels if record]
     if any(each != drawn[0] for each in drawn):
         notes.append("few labels: the results are of other images, draws or classifiers: not to be compared")
-    names = tuple(_names([run.folder for run in runs]))
+    whole = [Path(os.path.abspath(run.folder)) for run in runs]
+    common = Path(os.path.commonpath([path.parent for path in whole]))
+    names = tuple(str(path.relative_to(common)) for path in whole)
     return Comparison(tuple(runs), names, tuple(notes), tuple(few_labels))
 
 
@@ -195,12 +197,6 @@ def _few_labels(numbers: Mapping[str, float], num: str) -> str:
     return f"{score:.1f} ± {deviation:.1f}" + ("" if untrained is None else f" ({untrained:.1f})")
 
 
-def _matches(place: str) -> list[Path]:
-    """Return the paths that a glob matches, in order, or the path itself."""
-    require_existing(place, "the folder of a run, or a quoted glob of such folders")
-    return named_files(place)
-
-
 def _why_no_curve(run: Run) -> str:
     if run.science.get("weights"):
         return "it evaluates weights"
@@ -209,14 +205,6 @@ def _why_no_curve(run: Run) -> str:
     if run.state in ("running", "silent"):
         return "it has not been looked at yet"
     return "it has no kNN accuracy"
-
-
-def _names(folders: Sequence[Path]) -> Iterator[str]:
-    """Yield the folders' paths without what all of them begin with."""
-    whole = [Path(os.path.abspath(folder)) for folder in folders]
-    common = Path(os.path.commonpath([path.parent for path in whole]))
-    for path in whole:
-        yield str(path.relative_to(common))
 
 
 def _different(records: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
@@ -255,11 +243,10 @@ def _flat(record: Mapping[str, Any], without_name: str = "") -> dict[str, Any]:
     flat = dict[str, Any]()
     for name, value in record.items():
         beginning = "" if name == without_name else f"{name}."
-        flat |= (
-            {f"{beginning}{key}": each for key, each in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
+        if isinstance(value, dict):
+            flat |= {f"{beginning}{key}": each for key, each in value.items()}
+        else:
+            flat[name] = value
     return flat
 
 

@@ -33,11 +33,8 @@ def html(comparison: Comparison) -> str:
         figure = monitor_figure({axis: curves}, has_legend=False)
         words = f"kNN accuracy of the runs against {AXES[axis]}"
         charts.append(inline_svg(figure, axis, words))
-    drawn = [
-        (name, run_style(number))
-        for number, (name, run) in enumerate(zip(comparison.names, comparison.runs, strict=True))
-        if run.looks
-    ]
+    runs = enumerate(zip(comparison.names, comparison.runs, strict=True))
+    drawn = [(name, run_style(number)) for number, (name, run) in runs if run.looks]
     return _TEMPLATES.get_template("comparison.html.jinja").render(
         charts=charts, drawn=drawn, comparison=comparison,
         tables={"Figures": comparison.figures} | comparison.differences,

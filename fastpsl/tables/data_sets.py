@@ -12,6 +12,7 @@ from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.interface.identity import in_digits, not_compared, parts_of, same_data
 from fastpsl.tables.results import Result
 from fastpsl.tables.rows import SUPERVISED, Evaluation, PaperImages, Table, Weights
+from fastpsl.tables.runs import Run
 from fastpsl.transfer.classification import task as multilabel_protocols
 from fastpsl.transfer.detection import protocols as detection_protocols
 from fastpsl.transfer.segmentation import task as segmentation_protocols
@@ -52,9 +53,10 @@ def _of_other_data(evaluation: Evaluation, train: str | None, val: str | None) -
     return {f"{evaluation.reads[0]} {evaluation.protocol} {split}": digest for split, digest in of_splits}
 
 
-def learned_from(weights: Weights, table: Table, digest: str | None) -> Digests:
-    """Return the digests, by part, of the images that weights learned from: `digest`, if it is known."""
+def learned_from(run: Run, weights: Weights, table: Table) -> Digests:
+    """Return the digests, by part, of the images that a run learned from which made the weights."""
     elsewhere = table.pretrains_elsewhere and not weights.with_labels
+    digest = str(run.science.get("data_digest"))
     return digests_of(pretrain=digest) if elsewhere else digests_of(digest)
 
 
@@ -160,9 +162,8 @@ def inputs(evaluation: Evaluation, given: Paths) -> dict[str, Any]:
 
 def digests_of_other_data(table: Table, paths: Paths) -> dict[str, str]:
     """Return the digests of the data that a table's evaluations read."""
-    evaluations = dict.fromkeys(measure.evaluation for row in table.rows for measure in row.measures)
     parts: dict[str, str] = {}
-    for evaluation in evaluations:
+    for evaluation in dict.fromkeys(measure.evaluation for measure in table.measures):
         if evaluation.reads and evaluation.reads[0] in paths:
             parts |= _of_other_data(evaluation, *_digests(evaluation, paths))
     return parts

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.console.words import pasted
-from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions, flag
+from fastpsl.engine.options import INITIAL_WEIGHTS, PretrainOptions
 from fastpsl.pipelines.interface.identity import same_data
 from fastpsl.pipelines.views import Input
+from fastpsl.scripts.command_line import option_words
 from fastpsl.scripts.presets import SMALL_BELOW
 from fastpsl.scripts.recipe_files import EVAL, TRAIN, find_recipe
 from fastpsl.tables import data_sets
@@ -74,17 +75,18 @@ def _label_differences(science: Mapping[str, Any], weights: Weights, scale: Scal
 
 def differences(what: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Return a reason for each wanted value that is missing or different."""
-    return [
-        f"{what} with {name} {_words(given[name])}, here {_words(value)}"
-        if name in given
-        else f"{what} without saying {name}"
-        for name, value in wanted.items()
-        if name not in given or given[name] != value
-    ]
+    reasons = list[str]()
+    for name, value in wanted.items():
+        if name not in given:
+            reasons.append(f"{what} without saying {name}")
+        elif given[name] != value:
+            reasons.append(f"{what} with {name} {value_words(given[name])}, here {value_words(value)}")
+    return reasons
 
 
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) or "default" if isinstance(value, list) else str(value)
+def value_words(value: Any) -> str:
+    """Return a value of an option, or several."""
+    return " ".join(map(str, value)) or "default" if isinstance(value, list | tuple) else str(value)
 
 
 Need = tuple[Weights, Evaluation]
@@ -110,8 +112,7 @@ class Matches:
 
 def needs_of(table: Table) -> list[Need]:
     """Return each pair of weights and evaluation that the table is measured on, in the order of its rows."""
-    measures = (measure for row in table.rows for measure in row.measures)
-    return list(dict.fromkeys((measure.weights, measure.evaluation) for measure in measures))
+    return list(dict.fromkeys((measure.weights, measure.evaluation) for measure in table.measures))
 
 
 def match(table: Table, scale: Scale, index: RunIndex, asked: data_sets.Digests) -> Matches:
@@ -132,7 +133,7 @@ def match(table: Table, scale: Scale, index: RunIndex, asked: data_sets.Digests)
     all_weights = {weights for need in needs_of(table) for weights in (need[0], need[0].before) if weights}
     of_results = [(data_sets.data_of(result, table, need[1]), result.path) for need, result in fitting]
     of_runs = [
-        (data_sets.learned_from(weights, table, str(run.science.get("data_digest"))), run.folder)
+        (data_sets.learned_from(run, weights, table), run.folder)
         for run in index.runs
         for weights in all_weights
         if trains(run, weights, scale)
@@ -152,13 +153,8 @@ def match(table: Table, scale: Scale, index: RunIndex, asked: data_sets.Digests)
 
 def _missing_numbers(result: Result, need: Need, table: Table) -> str:
     """Return why a result cannot fill the table's cells; empty if it has all their numbers."""
-    missing = {
-        name
-        for row in table.rows
-        for measure in row.measures
-        if (measure.weights, measure.evaluation) == need
-        for name in measure.numbers
-    } - result.record["numbers"].keys()
+    measures = [each for each in table.measures if (each.weights, each.evaluation) == need]
+    missing = {name for each in measures for name in each.numbers} - result.record["numbers"].keys()
     is_top5 = any(name.startswith("top5") for name in missing)
     cause = ": top-5 needs more than five classes" if is_top5 else ""
     return f"it has no {', '.join(sorted(missing))}{cause}" if missing else ""
@@ -172,15 +168,15 @@ def _of_another_table(result: Result, scale: Scale) -> bool:
 def closest(result: Result, table: Table, scale: Scale) -> tuple[Need | None, list[str]]:
     """Return the need of a table that a result comes nearest to, if any, and why it does not fit."""
     nearest: tuple[Need | None, list[str]] = (None, [])
+    record, science = result.record, result.science
+    found = (record["recipe"], record["protocol"], science.get("recipe"), label_source(science))
     for need in needs_of(table):
         weights, evaluation = need
-        origin = (evaluation.recipe, evaluation.protocol, weights.recipe)
-        if origin != (result.record["recipe"], result.record["protocol"], result.science.get("recipe")):
+        origin = (evaluation.recipe, evaluation.protocol, weights.recipe, weights.label_source)
+        if origin != found:
             continue
         if weights.recipe is None and result.record["checkpoint"].get("kind") != "random":
             continue  # these are others' weights
-        if label_source(result.science) != weights.label_source:
-            continue
         reasons = mismatches(result, need, table, scale)
         if nearest[0] is None or len(reasons) < len(nearest[1]):
             nearest = need, reasons
@@ -239,12 +235,8 @@ def runs_for(
 
     A finished run comes before one that has only begun; of several, the last by path counts.
     """
-    fitting = [
-        run
-        for run in runs
-        if trains(run, weights, scale)
-        and data_sets.agree(data_sets.learned_from(weights, table, str(run.science.get("data_digest"))), data)
-    ]
+    able = [run for run in runs if trains(run, weights, scale)]
+    fitting = [run for run in able if data_sets.agree(data_sets.learned_from(run, weights, table), data)]
     fitting.sort(key=lambda run: (run.written_state == "finished", str(run.folder)), reverse=True)
     return dict(sorted({run.seed: run for run in fitting}.items()))
 
@@ -295,9 +287,8 @@ def missing_runs(
     runs: dict[Weights, dict[int, Run]] = defaultdict(dict)
     for weights, evaluation in needs_of(table):
         before = weights.before
-        for training in (weights, before):
-            if training is not None:
-                runs[training] = runs_for(training, scale, index.runs, matches.data, table)
+        for training in filter(None, (weights, before)):
+            runs[training] = runs_for(training, scale, index.runs, matches.data, table)
         used = matches.used.get((weights, evaluation), {})
         seeds_of_runs = sorted(runs[weights], key=lambda seed: not runs[weights][seed].can_be_evaluated)
         seeds_of_runs += list(runs[before]) if before else []
@@ -443,12 +434,9 @@ class _Writer:
     def _is_free(self, folder: Path, checkpoint: str | None) -> bool:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return True
-        unfinished = [
-            run
-            for run in self.index.runs
-            if run.folder == folder and run.written_state != "finished" and not run.is_cut
-        ]
-        return bool(checkpoint) and any(run.options.get("checkpoint") == checkpoint for run in unfinished)
+        there = [run for run in self.index.runs if run.folder == folder and not run.is_cut]
+        begun = [run.options.get("checkpoint") for run in there if run.written_state != "finished"]
+        return checkpoint is not None and checkpoint in begun
 
 
 def _name(weights: Weights, seed: int, evaluation: Evaluation | None = None) -> str:
@@ -498,16 +486,4 @@ def _of_begun(run: Run | None) -> dict[str, Any]:
 
 def _command(name: str, arguments: Iterable[Any], options: Mapping[str, Any]) -> str:
     """Return a command of `fastpsl`."""
-    return " ".join(["fastpsl", name, *map(pasted, arguments), *map(shlex.quote, _flags(options))])
-
-
-def _flags(options: Mapping[str, Any]) -> list[str]:
-    words: list[str] = []
-    for name, value in options.items():
-        if isinstance(value, bool):
-            words.append(flag(name if value else f"no_{name}"))
-        elif str(value).startswith("-"):  # a record may hold what another option is
-            words.append(f"{flag(name)}={value}")
-        elif value is not None:
-            words += [flag(name), *map(str, value if isinstance(value, tuple) else [value])]
-    return words
+    return " ".join(["fastpsl", name, *map(pasted, arguments), *map(shlex.quote, option_words(options))])

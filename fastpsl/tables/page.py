@@ -21,7 +21,7 @@ from fastpsl.files.paths import named_files
 from fastpsl.files.system_errors import output_errors
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.tables import data_sets
-from fastpsl.tables.matching import Place, needs_of
+from fastpsl.tables.matching import Place, needs_of, value_words
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Cell, Report, make_report
 from fastpsl.tables.results import RunIndex, index_runs
@@ -173,14 +173,10 @@ def sizes_of(table: Table, scale: Scale) -> dict[str, str]:
                     sizes[f"labels/{source}"] = scale.label_values(source)
         sizes[evaluation.name] = scale.evaluation_values(evaluation)
     return {
-        name: ", ".join(f"{key} {_words(value)}" for key, value in values.items() if value is not None)
+        name: ", ".join(f"{key} {value_words(value)}" for key, value in values.items() if value is not None)
         for name, values in sizes.items()
         if values
     }
-
-
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def make_table(
@@ -218,12 +214,12 @@ def make_table(
             )
     values, folder = SCALES[scale], runs or Path("runs")
     index = index_runs(folder) if runs is not None or folder.exists() else RunIndex()
-    existing = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
+    existing = {other: paths for other, paths in others.items() if all(map(named_files, paths))}
     parts = {"train": data, "val": val, "pretrain": pretrain_data}
     given = {part: path for part, path in parts.items() if path is not None}
     asked, num_images = dict[str, str](), dict[str, int]()
     for part, path in given.items():
-        if _is_there(path):
+        if named_files(path):
             with contextlib.closing(open_data(path)) as opened:
                 asked[part], num_images[part] = opened.digest(), opened.num_samples
     absent = [f"{data_sets.FLAGS[part]} {path}" for part, path in given.items() if part not in asked]
@@ -249,10 +245,6 @@ def _write(report: Report, out: Path) -> list[Path]:
 
         save_chart(report, chart)
     return files
-
-
-def _is_there(data: str) -> bool:
-    return bool(named_files(data))
 
 
 def _lines(report: Report, runs: Path) -> list[str]:

@@ -128,12 +128,9 @@ def _check(record: Any, fields: Fields, needed: Iterable[str], where: str) -> No
 
 
 def _fits(value: Any, kinds: Iterable[Any]) -> bool:
-    return any(
-        isinstance(value, list) and all(_fits(one, kind) for one in value)
-        if isinstance(kind, list)
-        else type(value) is kind
-        for kind in kinds
-    )
+    if not isinstance(value, list):
+        return type(value) in kinds
+    return any(isinstance(kind, list) and all(_fits(one, kind) for one in value) for kind in kinds)
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

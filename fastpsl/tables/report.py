@@ -79,9 +79,8 @@ def measured(measure: Measure, matches: Matches) -> Measured | None:
     if not results:
         return None
     seeds = tuple(sorted(results))
-    values = {
-        name: [float(results[seed].record["numbers"][name]) for seed in seeds] for name in measure.numbers
-    }
+    records = [results[seed].record["numbers"] for seed in seeds]
+    values = {name: [float(record[name]) for record in records] for name in measure.numbers}
     if measure.of == "mean":
         values = {"mean": [statistics.fmean(of_seed) for of_seed in zip(*values.values(), strict=True)]}
     name, best = max(values.items(), key=lambda pair: statistics.fmean(pair[1]))
@@ -153,14 +152,12 @@ class Report:
             return "Nothing is measured yet."
         data, paper = self.matches.data, self.table.images
         results = [result for _, evaluation, result in self.used if not evaluation.reads]
+        parts = list[tuple[str, bool]]()
         if results:
             result = next((result for result in results if result.data[1]), results[0])
-            parts = [_images_words("Ours:", in_words(data), result.counts, paper)]
-        else:
-            learned = data.get("pretrain" if self.table.pretrains_elsewhere else "train")
-            parts = (
-                [(f"Ours: pre-trained on images of digest {in_digits(learned)}.", True)] if learned else []
-            )
+            parts.append(_images_words("Ours:", in_words(data), result.counts, paper))
+        elif learned := data.get("pretrain" if self.table.pretrains_elsewhere else "train"):
+            parts.append((f"Ours: pre-trained on images of digest {in_digits(learned)}.", True))
         others = {
             evaluation.protocol: result for _, evaluation, result in reversed(self.used) if evaluation.reads
         }

@@ -52,17 +52,6 @@ class Result:
             return None, data["num_train"]
         return None if self.of_part else data["num_train"], data["num_val"]
 
-    @property
-    def training_folder(self) -> Path | None:
-        """The folder of the run that made the weights; None if it is gone."""
-        if not self.record["checkpoint"].get("path"):
-            return None
-        path = Path(self.record["checkpoint"]["path"])
-        for folder in (path.parent.parent, path):
-            if (folder / CONFIG.name).exists():
-                return folder
-        return None
-
 
 def newest_few_labels(runs: Iterable[Path]) -> list[dict[str, Any] | None]:
     """Return each run's newest result of `fastpsl eval few-labels` on its weights; None without any.
@@ -108,7 +97,10 @@ def index_runs(folder: Path) -> RunIndex:
     index = RunIndex()
     for path, files in walk(folder):
         if NAME in files:
-            _add_result(index, path / NAME)
+            try:
+                index.results.append(Result(path / NAME, read_result(path / NAME)))
+            except ValueError as error:
+                index.unreadable[path / NAME] = str(error)
         if CONFIG.name in files and STATUS.name in files:
             run = Run.of(path)
             if run.damage:
@@ -116,10 +108,3 @@ def index_runs(folder: Path) -> RunIndex:
             else:
                 index.runs.append(run)
     return index
-
-
-def _add_result(index: RunIndex, path: Path) -> None:
-    try:
-        index.results.append(Result(path, read_result(path)))
-    except ValueError as error:
-        index.unreadable[path] = str(error)

@@ -147,10 +147,14 @@ class Table:
         return self.images.num_pretrain is not None
 
     @property
+    def measures(self) -> list[Measure]:
+        """The measures of all rows."""
+        return [measure for row in self.rows for measure in row.measures]
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The names of OTHER_DATA that evaluations read instead of the table's own."""
-        evaluations = (measure.evaluation for row in self.rows for measure in row.measures)
-        return tuple(dict.fromkeys(name for evaluation in evaluations for name in evaluation.reads))
+        return tuple(dict.fromkeys(name for each in self.measures for name in each.evaluation.reads))
 
     def row(self, method: str) -> Row:
         """Return the row of a method."""

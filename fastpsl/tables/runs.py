@@ -90,25 +90,16 @@ class Run(os.PathLike[str]):
         errors = {form.name: error for form, (_, error) in zip(forms, parts, strict=True) if error}
         try:
             open_regular(folder / PROBES).close()
-        except FileNotFoundError:
-            pass
         except (OSError, NoRecord) as error:
-            errors[PROBES] = error
+            errors |= {} if isinstance(error, FileNotFoundError) else {PROBES: error}
         damage = [
             f"{name} {error.why if isinstance(error, NoRecord) else f'cannot be read ({error.strerror})'}"
             for name, error in errors.items()
         ]
         if not damage and any(config.get(name) is None for name in ("options", "science")):
             damage.append(f"{CONFIG.name} has no options or no science")
-        return cls(
-            folder,
-            config,
-            status,
-            summaries,
-            environment,
-            "; ".join(damage),
-            any(map(is_of_the_system, errors.values())),
-        )
+        is_unreadable = any(map(is_of_the_system, errors.values()))
+        return cls(folder, config, status, summaries, environment, "; ".join(damage), is_unreadable)
 
     @override
     def __fspath__(self) -> str:
@@ -150,10 +141,8 @@ class Run(os.PathLike[str]):
         """The time of the last change of its files, in seconds since 1970."""
         times = []
         for name in _RECORDS:
-            try:
+            with contextlib.suppress(OSError):
                 times.append((self.folder / name).stat().st_mtime)
-            except OSError:
-                continue
         return max(times, default=0.0)
 
     @cached_property
@@ -335,11 +324,8 @@ def _part(form: Form, folder: Path) -> tuple[Any, NoRecord | OSError | None]:
     """Return a record of a run's folder, empty if there is none, and why it cannot be read."""
     try:
         return form.of(folder), None
-    except FileNotFoundError:
-        error = None
-    except (OSError, NoRecord) as failure:
-        error = failure
-    return [] if form.is_list else {}, error
+    except (OSError, NoRecord) as error:
+        return [] if form.is_list else {}, None if isinstance(error, FileNotFoundError) else error
 
 
 def _is_at_work(lock: Path) -> bool | None:

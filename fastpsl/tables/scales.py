@@ -207,10 +207,8 @@ class Scale:
         if script is not None:
             usual = usual_values(evaluation.recipe, self.evaluation_flags(evaluation))
         if weights.recipe and (script is None or script.options.size_from_run):
-            size_px = self.input_of(weights)["size_px"]
-            usual["size_px"] = min(
-                size_px, size_px if script is None else script.paper.get("size_px", size_px)
-            )
+            size_px, paper = self.input_of(weights)["size_px"], {} if script is None else script.paper
+            usual["size_px"] = min(size_px, paper.get("size_px", size_px))
         return usual
 
     @cache  # noqa: B019 - there are two scales
@@ -254,9 +252,8 @@ def _merged(*parts: Mapping[str, Values]) -> dict[str, Values]:
     return {name: {k: v for part in parts for k, v in part.get(name, {}).items()} for name in names}
 
 
-_VALUES, _TINY = (
-    _merged(*(getattr(module, name) for module in MODULES.values())) for name in ("VALUES", "TINY")
-)
+_VALUES = _merged(*(module.VALUES for module in MODULES.values()))
+_TINY = _merged(*(module.TINY for module in MODULES.values()))
 PAPER = Scale(
     name="paper",
     seeds=(0,),

@@ -57,9 +57,8 @@ def _few_labels(weights: rows.Weights) -> tuple[rows.Measure, ...]:
     measures: list[rows.Measure] = []
     for number in FEW:
         learned = replace(weights, variant=str(number)) if weights.with_labels else weights
-        measures += rows.with_mean(
-            rows.Evaluation(f"blocks/{number}", "block_probe", "block_probe"), *_CONVS
-        )(learned)
+        evaluation = rows.Evaluation(f"blocks/{number}", "block_probe", "block_probe")
+        measures += rows.with_mean(evaluation, *_CONVS)(learned)
     return tuple(measures)
 
 

@@ -37,10 +37,8 @@ def print_table(report: Report) -> None:
             head = [""] * len(head)
     before = [[name, *(row[place] for row, _ in rows)] for place, name in enumerate(names)]
     room = terminal.width - sum(min(_METHOD_WIDTH + GAP, needed(cells)) for cells in before)
-    widths = [
-        needed([name, *(numbers[place] for _, numbers in rows)])
-        for place, name in enumerate(report.table.columns)
-    ]
+    columns = enumerate(report.table.columns)
+    widths = [needed([name, *(numbers[place] for _, numbers in rows)]) for place, name in columns]
     for part in parts(room, widths):
         grid = Grid(
             *(Column(name, max_width=_METHOD_WIDTH) for name in names),

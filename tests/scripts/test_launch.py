@@ -142,11 +142,10 @@ def test_the_launcher_ends_as_its_processes_do(
     of_rank_1: str, code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name, value in (("OMP_NUM_THREADS", "1"), ("FASTPSL_COMMAND", "")):  # and as before afterwards
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(local_ranks, "_require_places", lambda *_: None)
-    asserted = "assert os.environ['FASTPSL_COMMAND'] == 'fastpsl train x'"
-    (tmp_path / "script.py").write_text(
-        f"import os, sys\n{asserted}\nif os.environ['RANK'] == '1': {of_rank_1}\n"
-    )
-    assert local_ranks.run_ranks([str(tmp_path / "script.py")], 2, "fastpsl train x") == code
+    asserted, script = "assert os.environ['FASTPSL_COMMAND'] == 'fastpsl train x'", tmp_path / "script.py"
+    script.write_text(f"import os, sys\n{asserted}\nif os.environ['RANK'] == '1': {of_rank_1}\n")
+    assert local_ranks.run_ranks([str(script)], 2, "fastpsl train x") == code
     assert capsys.readouterr().err == told

@@ -48,7 +48,7 @@ def test_one_of_several_ranks_exits_at_once_with_all_that_it_printed(
         monkeypatch.setattr(sys, "stdout", file)
         print("the last line")
         with pytest.raises(SystemExit, match="at once with 3"):
-            recipe_process._exit_now(3)
+            recipe_process._exit(3, at_once=True)
         assert path.read_text() == "the last line\n"
 
 

@@ -13,10 +13,11 @@ import pytest
 from fastpsl.commands.labels import NUM_CLASSES, PCA_WIDTH, SIZE_PX
 from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.pipelines.views import Input
+from fastpsl.scripts.command_line import option_words
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tables import matching
 from fastpsl.tables.data_sets import inputs
-from fastpsl.tables.matching import Missing, Place, _flags, _name, needs_of
+from fastpsl.tables.matching import Missing, Place, _name, needs_of
 from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import make_report
 from fastpsl.tables.results import index_runs
@@ -190,7 +191,7 @@ EVALUATIONS = {need[1] for table in TABLES.values() for need in needs_of(table) 
 def test_every_value_that_an_evaluation_knows_is_compared(
     evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = _flags(PAPER.evaluation_flags(evaluation))
+    chosen = option_words(PAPER.evaluation_flags(evaluation))
     monkeypatch.setattr(sys, "argv", [evaluation.recipe, "--data", "x", *chosen])
     options = find_recipe(evaluation.recipe).parse()
     for scale in SCALES.values():
