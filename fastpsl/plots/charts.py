@@ -115,9 +115,8 @@ def _accuracies(figure: Figure, axis: Axes, names: Sequence[str], title: str) ->
 
 def draw_classes(numbers: Mapping[str, float], path: Path, title: str) -> Path:
     """Draw a bar for each AP_<class> (percent), the highest first, and the mean ("mAP") as a line."""
-    classes = sorted(
-        ((value, name[3:]) for name, value in numbers.items() if name.startswith("AP_")), reverse=True
-    )
+    found = [(value, name[3:]) for name, value in numbers.items() if name.startswith("AP_")]
+    classes = sorted(found, reverse=True)
     figure = Figure(figsize=(7, 1.5 + 0.28 * len(classes)), layout="constrained")
     axis = figure.subplots()
     axis.axvline(numbers["mAP"], zorder=0, label=f"mean {numbers['mAP']:.1f}", **_DOTTED)
@@ -204,9 +203,8 @@ def curve(folder: Path) -> InlineFigure:
     lines = [line.row for line in islice(read_lines(folder / METRICS), 0, None, stride)]
     counters = ("run_step", "stage", "level", "step", "lr")
     first = {name: value for name, value in lines[0].items() if name not in counters} if lines else {}
-    names = [name for name, value in first.items() if value is None or is_number(value)] + ["lr"] * bool(
-        lines
-    )
+    names = [name for name, value in first.items() if value is None or is_number(value)]
+    names += ["lr"] * bool(lines)
     num = len(names) or 1
     figure = InlineFigure(figsize=(9, 2.6 * num))
     axes = figure.subplots(num, 1, sharex=True, squeeze=False)
@@ -325,16 +323,15 @@ def monitor_figure(
     }  # shown verbatim: neither parsed as a formula, nor refused if it is no UTF-8
     columns = max(1, min(len(names), int(15 * num / max(map(len, names), default=1))))
     legend_rows = -(-len(names) // columns) if has_legend else 0
-    figure = InlineFigure(
-        figsize=(4.6 * num, 3.2 + 0.3 * has_legend + 0.2 * legend_rows), layout="constrained"
-    )
+    height = 3.2 + 0.3 * has_legend + 0.2 * legend_rows
+    figure = InlineFigure(figsize=(4.6 * num, height), layout="constrained")
     axes = figure.subplots(1, num, sharey=True, squeeze=False)[0]
     for axis, (count, curves) in zip(axes, panels.items(), strict=True):
         most = max((point[0] for points in curves.values() for point in points), default=0.0)
         unit, scale = next((each for each in _TIME_UNITS if most >= 3 * each[1]), _TIME_UNITS[-1])
         scale = {"seconds": scale, "joules": 3600.0}.get(count, 1.0)
         for number, points in enumerate(curves.values()):
-            _draw_run(axis, number, [(at / scale, accuracy, stage) for at, accuracy, stage in points])
+            _draw_run(axis, number, [(at / scale, 100 * accuracy, stage) for at, accuracy, stage in points])
         axis.set_xlabel(_AXES[count] + (f", {unit}" if count == "seconds" else ""))
         if count == "images":
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -365,17 +362,11 @@ def _draw_run(axis: Axes, number: int, points: Sequence[tuple[float, float, str]
     style = run_style(number)
     groups = [list(group) for _, group in groupby(points, key=lambda point: point[2])]
     for group in groups:
-        axis.plot(
-            [point[0] for point in group],
-            [100 * point[1] for point in group],
-            linewidth=1.8,
-            clip_on=False,
-            **style,
-        )
+        places, accuracies, _ = zip(*group, strict=True)
+        axis.plot(places, accuracies, linewidth=1.8, clip_on=False, **style)
     for before, after in pairwise(groups):
-        ends = (before[-1], after[0])
-        thin = {"color": style["color"], "linewidth": 0.6, "linestyle": style["linestyle"]}
-        axis.plot([point[0] for point in ends], [100 * point[1] for point in ends], **thin)
+        (x, y, _), (next_x, next_y, _) = before[-1], after[0]
+        axis.plot((x, next_x), (y, next_y), linewidth=0.6, color=style["color"], linestyle=style["linestyle"])
 
 
 MAX_NAMED = 40  # more classes are coloured, but have no legend
@@ -465,9 +456,8 @@ def draw_label_figures(
     axes[1].axhline(min_entropy_share, label="below: collapse", **_DOTTED)
     axes[2].set_yscale("log")
     shares = [100 * row["biggest"] for row in rows if 0 < (row.get("biggest") or 0) <= 1] or [1]
-    axes[2].set_ylim(
-        10 ** math.floor(math.log10(min(shares))), 10 ** math.ceil(math.log10(max(shares))) * 1.1
-    )
+    low, high = math.floor(math.log10(min(shares))), math.ceil(math.log10(max(shares)))
+    axes[2].set_ylim(10**low, 1.1 * 10**high)
     axes[2].yaxis.set_major_formatter("{x:g}")
     axes[2].yaxis.set_minor_formatter("")
     for axis in (axes[1], axes[3]):

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fastpsl.console.words import number_of
 from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.plots.neighbours import CELL_PX, FRAME_PX, GAP_PX, GREEN, LINE_PX, RED, SIDE_PX, Sheet, middles
 from fastpsl.plots.png import class_name, write_png
@@ -47,9 +48,8 @@ def draw_sizes(sizes: np.ndarray, path: Path, title: str) -> Path:
             axis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", fontsize=8)
     num_empty = int((sizes == 0).sum())
-    figure.suptitle(
-        f"{title}: {sizes.sum():,} images, {len(sizes):,} classes, {num_empty:,} of them empty", fontsize=10
-    )
+    of = f"{sizes.sum():,} images, {len(sizes):,} classes, {num_empty:,} of them empty"
+    figure.suptitle(f"{title}: {of}", fontsize=10)
     return write_png(figure, path)
 
 
@@ -89,8 +89,7 @@ def draw_contents(
     sheet = Sheet(_HEAD_PX + NUM_SHOWN * step_x, len(shown) * step_y + GAP_PX)
     for row, (number, indices) in enumerate(zip(classes, members, strict=True)):
         top, known_labels = GAP_PX + row * step_y, true_labels[indices][true_labels[indices] >= 0]
-        noun = "image" if len(indices) == 1 else "images"
-        lines = [f"pseudo-class {number}", f"{len(indices):,} {noun}"]
+        lines = [f"pseudo-class {number}", number_of(len(indices), "image")]
         main_class = -1
         if entropies is not None and len(known_labels):
             counts = np.bincount(known_labels)

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastpsl.pipelines.datasets.voc.annotations import VOID, palette, read_mask
 from fastpsl.pipelines.datasets.voc.dataset import VOC
+from fastpsl.pipelines.interface.dataset import spread_indices
 from fastpsl.pipelines.loader.annotated import read_image
 from fastpsl.plots.png import font, write_png
 
@@ -20,11 +21,7 @@ Colour = tuple[int, int, int]
 
 
 def draw_detections(
-    path: Path,
-    data: VOC,
-    predictions: Mapping[str, np.ndarray],
-    num_images: int = NUM_IMAGES,
-    min_score: float = MIN_SCORE,
+    path: Path, data: VOC, predictions: Mapping[str, np.ndarray], num_images: int = NUM_IMAGES
 ) -> Path:
     """Draw images of `data`, evenly spread over it, with their objects and detections.
 
@@ -32,8 +29,8 @@ def draw_detections(
     name. `predictions` are "image" int64 [N], "boxes" float32 [N, 4] in px of the image, "scores" float32
     [N] and "labels" int64 [N] from 0.
     """
-    indices = np.linspace(0, data.num_samples - 1, min(num_images, data.num_samples)).round().astype(int)
-    tiles = [_tile(data, index, predictions, min_score) for index in indices.tolist()]
+    indices = spread_indices(data.num_samples, num_images).tolist()
+    tiles = [_tile(data, index, predictions) for index in indices]
     num_rows, num_columns = -(-len(tiles) // NUM_COLUMNS), min(NUM_COLUMNS, len(tiles))
     step_x, step_y = _SIDE_PX + _GAP_PX, _SIDE_PX + _LINE_PX + _GAP_PX
     sheet = Image.new("RGB", (num_columns * step_x + _GAP_PX, num_rows * step_y + _GAP_PX), _BACK)
@@ -48,7 +45,7 @@ def class_colours(num_classes: int) -> list[Colour]:
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in hues]
 
 
-def _tile(data: VOC, index: int, predictions: Mapping[str, np.ndarray], min_score: float) -> Image.Image:
+def _tile(data: VOC, index: int, predictions: Mapping[str, np.ndarray]) -> Image.Image:
     image = Image.fromarray(read_image(data, index).permute(1, 2, 0).numpy())
     scale = _SIDE_PX / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
@@ -58,7 +55,7 @@ def _tile(data: VOC, index: int, predictions: Mapping[str, np.ndarray], min_scor
     objects = data.objects(index)
     for box, is_difficult in zip(objects.boxes * scale, objects.difficult, strict=True):
         draw.rectangle(_pixels(box), outline=_GREY if is_difficult else _WHITE)
-    shown = np.flatnonzero((predictions["image"] == index) & (predictions["scores"] >= min_score))
+    shown = np.flatnonzero((predictions["image"] == index) & (predictions["scores"] >= MIN_SCORE))
     colours = class_colours(data.num_classes)
     for i in shown[np.argsort(predictions["scores"][shown], kind="stable")]:  # the most confident on top
         label, score = int(predictions["labels"][i]), float(predictions["scores"][i])
@@ -69,11 +66,9 @@ def _tile(data: VOC, index: int, predictions: Mapping[str, np.ndarray], min_scor
         at = (max(0, min(left, width - round(length) - 4)), max(0, top - _LINE_PX))
         draw.rectangle((*at, at[0] + length + 3, at[1] + _LINE_PX - 1), fill=colours[label])
         draw.text((at[0] + 2, at[1] + 1), name, fill=_BLACK, font=letters)
-    caption = (
-        f"{data.image_id(index)}: {len(objects.labels)} objects (white), {len(shown)} found (≥ {min_score:g})"
-    )
+    caption = f"{len(objects.labels)} objects (white), {len(shown)} found (≥ {MIN_SCORE:g})"
     draw.rectangle((0, _SIDE_PX, _SIDE_PX, _SIDE_PX + _LINE_PX), fill=_BACK)
-    draw.text((0, _SIDE_PX + 1), caption, fill=_WHITE, font=letters)
+    draw.text((0, _SIDE_PX + 1), f"{data.image_id(index)}: {caption}", fill=_WHITE, font=letters)
     return tile
 
 
@@ -85,16 +80,13 @@ def _pixels(box: np.ndarray) -> tuple[int, int, int, int]:
 
 HEIGHT_PX, GAP_PX, LINE_PX = 150, 8, 18
 GROUND, INK = 64, (235, 235, 235)
-COLUMNS = "image, truth, prediction:"
+COLUMNS, _NUM_MASKS = "image, truth, prediction:", 8
 
 
-def draw_predicted_masks(
-    path: Path, masks: Path, data: VOC, class_names: Sequence[str], num_images: int = 8
-) -> Path:
+def draw_predicted_masks(path: Path, masks: Path, data: VOC, class_names: Sequence[str]) -> Path:
     """Draw `draw_masks` of images of `data`, evenly spread over it, by the predicted `masks`/<id>.png."""
-    num_images = min(num_images, data.num_samples)
     rows = []
-    for index in np.linspace(0, data.num_samples - 1, num_images).round().astype(int).tolist():
+    for index in spread_indices(data.num_samples, _NUM_MASKS).tolist():
         truth, name = data.mask(index), data.image_id(index)
         file = masks / f"{name}.png"
         prediction = read_mask(file, file.read_bytes(), len(class_names) - 1, truth.shape)

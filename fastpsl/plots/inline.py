@@ -1,12 +1,10 @@
 """Figures that notebooks show, without pyplot, which would choose a backend for the whole process."""
 
-import io
-
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-DPI = 120
+from fastpsl.plots.png import DPI, png_bytes
 
 
 class InlineFigure(Figure):
@@ -15,13 +13,6 @@ class InlineFigure(Figure):
     def _repr_png_(self) -> bytes:
         """Return the figure as a PNG; IPython asks for it."""
         return png_bytes(self)
-
-
-def png_bytes(figure: Figure, dpi: float = DPI) -> bytes:
-    """Return a figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi, format="png")
-    return buffer.getvalue()
 
 
 def figure_of(image: Image.Image) -> InlineFigure:

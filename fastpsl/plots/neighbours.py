@@ -1,6 +1,7 @@
 """A sheet of nearest neighbours: each line shows a query and its neighbours."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,11 @@ def middles(
     unique_indices, places = np.unique(indices, return_inverse=True)
     view = center_view(Input(), size_px, whole)
     subset, num = Subset(data, unique_indices), len(unique_indices)
-    with Loader(subset, [view], batch_size_per_rank=num, train=False, **loader, device="cpu") as opened:
-        batches = opened.epoch(0)
+    with (
+        Loader(subset, [view], batch_size_per_rank=num, train=False, **loader, device="cpu") as opened,
+        closing(opened.epoch(0)) as batches,
+    ):
         batch = next(batches)
-        images = batch.images[0].permute(0, 2, 3, 1).numpy()
-        batches.close()
+    images = batch.images[0].permute(0, 2, 3, 1).numpy()
     images = np.where((batch.indices.numpy() < 0)[:, None, None, None], 0, images)
     return images[places.reshape(indices.shape)]

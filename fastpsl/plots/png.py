@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # matplotlib's figures take 0.3 s, and a contact sheet does w
     from matplotlib.figure import Figure
 
 
+DPI = 120
+
+
 def font(size_px: int) -> ImageFont.FreeTypeFont:
     """Return matplotlib's font, which has Latin, Greek and Cyrillic letters."""
     return ImageFont.truetype(findfont("DejaVu Sans"), size_px)
@@ -33,15 +36,20 @@ def class_name(names: Sequence[str] | None, label: int) -> str:
     return names[label] if names is not None and label < len(names) else f"class {label}"
 
 
-def write_png(drawing: "Figure | Image.Image", path: Path, dpi: int = 120) -> Path:
-    """Write a PNG atomically, whatever the path's suffix, and return the path."""
+def png_bytes(drawing: "Figure | Image.Image", dpi: int = DPI) -> bytes:
+    """Return a figure or an image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     if isinstance(drawing, Image.Image):
         drawing.save(buffer, format="PNG")
     else:
-        with _as_boxes(str(path)):
-            drawing.savefig(buffer, dpi=dpi, format="png")
-    write_atomically(path, buffer.getbuffer())
+        drawing.savefig(buffer, dpi=dpi, format="png")
+    return buffer.getvalue()
+
+
+def write_png(drawing: "Figure | Image.Image", path: Path, dpi: int = DPI) -> Path:
+    """Write a PNG atomically, whatever the path's suffix, and return the path."""
+    with _as_boxes(str(path)):
+        write_atomically(path, png_bytes(drawing, dpi))
     return path
 
 
