@@ -20,7 +20,6 @@ from fastpsl.models.backbone import check_size
 from fastpsl.pipelines.datasets.open import OF_WEIGHTS, open_data
 from fastpsl.pipelines.embedded.betons import sample_paths
 from fastpsl.pipelines.interface.dataset import Dataset
-from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.scripts.call import require_data, tensors_on_cpu, user_errors
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -84,20 +83,16 @@ def embed(
     with ExitStack() as stack:
         if isinstance(data, str | os.PathLike):
             data = stack.enter_context(closing(open_for(model, data)))
-        work = Extraction(weights, data, number, side_px, precision=precision, dtype="float32", whole=whole)
+        work = Extraction(
+            weights, data, number, side_px, batch_size, precision, "float32", whole,
+            {"on_bad_sample": on_bad_sample},
+        )  # fmt: skip
         features = np.full((data.num_samples, work.width), np.nan, np.float32)
         first = 0
         with (
             torch.no_grad(),
             operation("features", "images", data.num_samples) as progress,
-            Loader(
-                data,
-                [work.view],
-                batch_size_per_rank=batch_size,
-                train=False,
-                device=world.device,
-                on_bad_sample=on_bad_sample,
-            ) as loader,
+            work.open_loader(world) as loader,
         ):
             for (rows,), _ in feature_batches([work], loader, 0, world.device):
                 rows = rows[: len(features) - first]  # the rest is padding

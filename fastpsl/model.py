@@ -15,10 +15,9 @@ from typing_extensions import override
 from fastpsl.console.offered import named_arguments
 from fastpsl.console.words import at_home, number_of, worded
 from fastpsl.evaluation.options import given_input
-from fastpsl.evaluation.protocols import block_number
+from fastpsl.evaluation.protocols import applied, block_number
 from fastpsl.files.paths import WEIGHTS, require_path
 from fastpsl.files.system_errors import raise_of_the_system
-from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.export import export
 from fastpsl.models.given import given
@@ -70,9 +69,7 @@ class Transform:
         pixels: Tensor = self._crop(_pixels(picture, self.input.reading))[None].contiguous(
             memory_format=torch.channels_last
         )
-        draws = self._view.draw(Keys(0, 0, np.zeros(1, np.int64)))  # of ops that draw nothing
-        tensors = [{name: torch.from_numpy(values) for name, values in draw.items()} for draw in draws]
-        return self._view.apply(pixels, tensors, torch.float32)[0].contiguous()
+        return applied(self._view, pixels)[0].contiguous()
 
     @override
     def __repr__(self) -> str:

@@ -78,12 +78,7 @@ def tsne(
         )
     good = np.isfinite(features).all(1)
     num = int(good.sum())
-    if perplexity is None:
-        perplexity = t_sne.usual_perplexity(num)
-    if not 0 < perplexity < num:
-        raise ValueError(
-            f"perplexity {perplexity:g} of {num:,} images: it must be above 0 and below their number"
-        )
+    perplexity = t_sne.fitting_perplexity(perplexity, num)
     points, _ = t_sne.embed(features[good], perplexity, seed)
     words = f"t-SNE of {num:,} images, perplexity {perplexity:g}" if title is None else title
     return map_figure(points, every[good], class_names, words)
@@ -136,9 +131,8 @@ def views(
             raise ValueError("no indices: name one image or more")
         chosen = Subset(opened, np.asarray(indices, np.int64))
         with Loader(chosen, views, batch_size_per_rank=len(indices), train=False, seed=seed) as loader:
-            batches = loader.epoch(0)
-            batch = next(batches)
-            batches.close()
+            with closing(loader.epoch(0)) as batches:
+                batch = next(batches)
             rows = []
             for view, images in zip(loader.views, batch.inputs(loader.views, torch.float32), strict=True):
                 if len(images) != len(indices):

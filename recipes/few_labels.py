@@ -98,12 +98,12 @@ def run(options: Options) -> int:
             print("\n".join(evaluation.few_label_lines(name, scores, untrained, why_not, own.size_px)))
             written = evaluation.write_result(
                 place, recipe="few_labels", protocol=f"few_labels/{options.classifier}",
-                numbers=scores.with_untrained(untrained),
+                numbers=evaluation.with_floor(scores.numbers, untrained and untrained.numbers),
                 settings=own.as_dict() | scores.settings() | {
                     "untrained_block": untrained and untrained.block, "shared_images": shared.num,
                 },
                 checkpoint=weights.record, data=evaluation.data_record(train, val),
-                seconds=time.monotonic() - started, cut=bool(weights.record.get("cut")),
+                seconds=time.monotonic() - started,
             )  # fmt: skip
             print(evaluation.result_line(written), flush=True)
         if world.rank == 0:

@@ -105,7 +105,7 @@ def run(options: Options) -> int:
                     "features": [file.record["digest"] for file in files],
                 },
                 checkpoint=weights.record, data=evaluation.data_record(data, None),
-                seconds=time.monotonic() - started, cut=bool(weights.record.get("cut")),
+                seconds=time.monotonic() - started,
             )  # fmt: skip
             print(evaluation.result_line(path))
             title += f", {weights.record['path'] or 'random weights'}"

@@ -94,7 +94,7 @@ def run(options: Options) -> int:
                     "each_without_itself": shared.are_all, "shared_images": shared.num,
                 },
                 checkpoint=record, data=evaluation.data_record(train, val),
-                seconds=time.monotonic() - started, cut=bool(record.get("cut")),
+                seconds=time.monotonic() - started,
             )  # fmt: skip
             print(evaluation.result_line(path))
             for end, block_score in scores.items():

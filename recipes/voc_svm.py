@@ -92,7 +92,6 @@ def run(options: Options) -> int:
                 checkpoint=record,
                 data=evaluation.data_record(train, test),
                 seconds=time.monotonic() - started,
-                cut=bool(record.get("cut")),
             )  # fmt: skip
             title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
             rest = classes.frequency, folder / "result.png", title

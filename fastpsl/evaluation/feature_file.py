@@ -51,13 +51,11 @@ class FeatureFile:
 
     @override
     def __str__(self) -> str:
-        num, channels = self.record["shape"]
-        labels = f", labels in {self.record['labels']}" if self.record["labels"] else ""
-        bad = f", {len(self.record['bad']):,} bad" if self.record["bad"] else ""
-        return (
-            f"{self.path}: {self.record['dtype']} [{num:,}, {channels:,}], {self.record['block']} of "
-            f"{self.record['backbone']} at {self.record['size_px']} px{labels}{bad}"
-        )
+        record, (num, channels) = self.record, self.record["shape"]
+        labels = f", labels in {record['labels']}" if record["labels"] else ""
+        bad = f", {len(record['bad']):,} bad" if record["bad"] else ""
+        made_of = f"{record['block']} of {record['backbone']} at {record['size_px']} px"
+        return f"{self.path}: {record['dtype']} [{num:,}, {channels:,}], {made_of}{labels}{bad}"
 
     def features(self) -> np.ndarray:
         """Return the features [N, C] as a memory map.

@@ -128,6 +128,13 @@ class Extraction:
             return squashed_view(self.pretrained.input, self.size_px)
         return center_view(self.pretrained.input, self.size_px, self.whole)
 
+    def open_loader(self, world: World) -> Loader:
+        """Open a loader of a rank's share of the images."""
+        return Loader(
+            self.data, [self.view], batch_size_per_rank=self.batch_size, train=False, rank=world.rank,
+            world=world.size, device=world.device, **self.loader,
+        )  # fmt: skip
+
     def of_maps(self, maps: Tensor) -> Tensor:
         """Return the features, float32 [B, width], of the block's maps [B, C, h, w]."""
         maps = maps.float()
@@ -249,18 +256,12 @@ def _write(
     wanted: Mapping[Path, Extraction], world: World, save_every_s: float, stopped: Callable[[], bool]
 ) -> None:
     started, works = time.monotonic(), list(wanted.values())
-    first = works[0]
     with ExitStack() as stack:
         files = [
             stack.enter_context(closing(PartialFeatures(out, work.digest(), work.wanted(), world)))
             for out, work in wanted.items()
         ]
-        loader = stack.enter_context(
-            Loader(
-                first.data, [first.view], batch_size_per_rank=first.batch_size, train=False, rank=world.rank,
-                world=world.size, device=world.device, **first.loader,
-            )
-        )  # fmt: skip
+        loader = stack.enter_context(works[0].open_loader(world))
         _fill(works, files, loader, world, save_every_s, stopped)
         if world.rank == 0:
             for work, file in zip(works, files, strict=True):
@@ -312,9 +313,8 @@ def feature_batches(
         for sample in bad:
             print(f"skipped {' '.join(str(sample).split())}", file=sys.stderr, flush=True)
         skipped = indices.values().numpy() < 0  # including padding, which `PartialFeatures.write` drops
-        stored = [
-            _stored(each.values().numpy(), work, skipped) for each, work in zip(fetched, works, strict=True)
-        ]
+        pairs = zip(fetched, works, strict=True)
+        stored = [_stored(each.values().numpy(), work, skipped) for each, work in pairs]
         yield stored, [sample.index for sample in bad]
 
 

@@ -47,23 +47,20 @@ def draw_label_list(
         raise ValueError(f"--percent {percent:g}: it must be above 0 and at most 100")
     sizes = np.bincount(labels, minlength=num_classes)
     per_class, left_over = divmod(int(len(labels) * percent / 100 + 1e-9), num_classes)
-    smallest = int(sizes.argmin())
-    least = int(sizes[smallest])
+    names = class_names or [f"class {label}" for label in range(num_classes)]
+    smallest, least = int(sizes.argmin()), int(sizes.min())
     if least * percent < 100 or per_class < 1:
-        name = class_names[smallest] if class_names else f"class {smallest}"
+        remedy = f"--percent {100 / least:.3g} or more" if least else "data without empty classes"
         raise ValueError(
-            f"--percent {percent:g} of {name}, which has {least} image{'' if least == 1 else 's'}, "
-            "is not one image: give "
-            + (f"--percent {100 / least:.3g} or more, " if least else "data without empty classes, ")
-            + "or choose the images by --label-list"
+            f"--percent {percent:g} of {names[smallest]}, which has {number_of(least, 'image')}, "
+            f"is not one image: give {remedy}, or choose the images by --label-list"
         )
     needed = np.full(num_classes, per_class)
     needed[_shuffled(num_classes, seed, _CLASSES)[:left_over]] += 1
     if (sizes < needed).any():
         short = int((sizes < needed).argmax())
-        name = class_names[short] if class_names else f"class {short}"
         raise ValueError(
-            f"--percent {percent:g} takes {needed[short]} images of each class, and {name} has "
+            f"--percent {percent:g} takes {needed[short]} images of each class, and {names[short]} has "
             f"{sizes[short]}: lower --percent, or choose the images by --label-list"
         )
     return _first_of(_shuffled(len(labels), seed, _IMAGES), labels, needed)
@@ -87,10 +84,8 @@ def first_of_each_class(
     if sizes.min() < num:
         smallest, least = int(sizes.argmin()), int(sizes.min())
         name = class_names[smallest] if class_names else f"class {smallest}"
-        raise ValueError(
-            f"--labels-per-class {num}: {name} has {least} image{'' if least == 1 else 's'}; give "
-            + (f"{least} or fewer" if least else "data without empty classes")
-        )
+        remedy = f"{least} or fewer" if least else "data without empty classes"
+        raise ValueError(f"--labels-per-class {num}: {name} has {number_of(least, 'image')}; give {remedy}")
     order = np.arange(len(labels)) if order is None else order
     return _first_of(order[labels[order] >= 0], labels, np.full(num_classes, num))
 
@@ -194,9 +189,7 @@ def _read_npy(path: Path) -> list[str]:
         ) from None
     if array.dtype.kind not in "iuUS":
         raise ValueError(f"--label-list {path} holds no strings and no integers: give paths or positions")
-    if array.dtype.kind == "S":
-        return [os.fsdecode(entry) for entry in array.ravel().tolist()]
-    return [str(entry) for entry in array.ravel().tolist()]
+    return [os.fsdecode(each) if isinstance(each, bytes) else str(each) for each in array.ravel().tolist()]
 
 
 def _find(entries: list[str], path: Path, data: Dataset) -> np.ndarray:
@@ -205,24 +198,21 @@ def _find(entries: list[str], path: Path, data: Dataset) -> np.ndarray:
     by_name: dict[str, list[int]] = {_stem(entry): [] for entry in entries}
     classes = set(data.class_names or ())
     for index, name in enumerate(source_names(data)):
-        if (matches := by_path.get(_last_two(name))) is not None:
-            matches.append(index)
-        if (matches := by_name.get(_stem(name))) is not None:
-            matches.append(index)
-    indices, missing = [], []
+        for matches in (by_path.get(_last_two(name)), by_name.get(_stem(name))):
+            if matches is not None:
+                matches.append(index)
+    indices, missing = list[int](), list[str]()
     for entry in entries:
         # A folder that names a class must match, because cat/1.jpg is not dog/1.jpg.
         in_class = PurePosixPath(entry).parent.name in classes
-        matches = by_path[_last_two(entry)] or ([] if in_class else by_name[_stem(entry)])
-        if len(matches) > 1:
+        found = by_path[_last_two(entry)] or ([] if in_class else by_name[_stem(entry)])
+        if len(found) > 1:
             raise ValueError(
-                f"--label-list {path} names {cut(entry)}, and {len(matches)} samples have that name (the "
-                f"first: {data.name(matches[0])}): give their folders too, as class/name"
+                f"--label-list {path} names {cut(entry)}, and {len(found)} samples have that name (the "
+                f"first: {data.name(found[0])}): give their folders too, as class/name"
             )
-        if matches:
-            indices.append(matches[0])
-        else:
-            missing.append(entry)
+        indices += found
+        missing += [] if found else [entry]
     if missing:
         require_text(path, "".join(missing))
         raise ValueError(

@@ -125,10 +125,8 @@ class ProbeFloor:
 
     def lines(self) -> list[str]:
         """Return the numbers as a line for people, or why there are none."""
-        values = [
-            f"{name[5:]} {value:.1f}" for name, value in self.numbers.items() if name.startswith("top1_")
-        ]
-        told = [f"untrained: {', '.join(values)} %"] if values else []
+        top1 = [f"{name[5:]} {value:.1f}" for name, value in self.numbers.items() if name.startswith("top1_")]
+        told = [f"untrained: {', '.join(top1)} %"] if top1 else []
         return told + no_floor_lines(self.why_not)
 
 

@@ -238,11 +238,9 @@ class BlockProbes(Probes):
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:
-        shapes = self.block_shapes()
-        classifiers = {
-            head.name: classifier(head.kind, shapes[head.block - 1], self.num_classes) for head in self.heads
-        }
-        return Heads(classifiers, {head.name: head.block for head in self.heads}, {})
+        shapes, num = self.block_shapes(), self.num_classes
+        parts = {head.name: classifier(head.kind, shapes[head.block - 1], num) for head in self.heads}
+        return Heads(parts, {head.name: head.block for head in self.heads}, {})
 
 
 @dataclass(kw_only=True)

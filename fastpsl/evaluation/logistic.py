@@ -4,7 +4,6 @@ The strength is chosen by cross-validation within the labels of a draw. The bloc
 is chosen there, too, so no validation image has a say in either.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,6 @@ from fastpsl.evaluation.few_labels import Draws
 from fastpsl.evaluation.options import EvaluationOptions, FloorOptions
 from fastpsl.evaluation.outcomes import in_own_span, run_resumable
 from fastpsl.evaluation.protocols import block_number
-from fastpsl.evaluation.result import with_floor
 from fastpsl.evaluation.untrained import Floor, Work, no_floor_lines, score_floor
 from fastpsl.files.digest import sha256_of_bytes, sha256_of_json
 from fastpsl.models.backbone import Backbone
@@ -70,13 +68,6 @@ class Fit:
 
         The cost has the highest mean accuracy over the folds, and is the smallest of equal ones.
         """
-        from sklearn.exceptions import ConvergenceWarning
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # because they are counted
-            return self._outcome()
-
-    def _outcome(self) -> dict[str, Any]:
         from sklearn.preprocessing import Normalizer, StandardScaler
 
         scaler = StandardScaler() if self.standardised else Normalizer()
@@ -141,10 +132,6 @@ class Scores(NamedTuple):
     numbers: dict[str, float]
     costs: dict[str, dict[str, list[float]]]
     counts: dict[str, int]
-
-    def with_untrained(self, untrained: "Scores | None") -> dict[str, float]:
-        """Return the numbers, and with "untrained_" those of an untrained network's own block."""
-        return with_floor(self.numbers, untrained and untrained.numbers)
 
     def settings(self) -> dict[str, Any]:
         """Return what was chosen, for result.json."""

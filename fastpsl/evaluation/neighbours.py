@@ -54,12 +54,9 @@ class Scores:
     def shown(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a few of this rank's queries, drawn by `seed`, their neighbours' rows and similarities."""
         chosen = np.random.default_rng((seed, len(self.queries))).permutation(len(self.queries))[:NUM_SHOWN]
-        rows, similarities = self.neighbours.rows, self.neighbours.similarities
-        return (
-            self.queries[chosen],
-            rows[chosen, :NUM_NEIGHBOURS].numpy(),
-            similarities[chosen, :NUM_NEIGHBOURS].numpy(),
-        )
+        both = self.neighbours.rows, self.neighbours.similarities
+        rows, similarities = (values[chosen, :NUM_NEIGHBOURS].numpy() for values in both)
+        return self.queries[chosen], rows, similarities
 
 
 @dataclass(frozen=True)
@@ -117,12 +114,9 @@ class BlockNeighbours:
             works = self.works(options, network)
             both = [*works["train"], *works["val"]]
             wanted = _wanted(both) | {"k": self.ks, "temperature": self.temperature}
-            names = [
-                name + end
-                for end in name_ends([f"B{work.block}" for work in works["train"]])
-                for k in self.ks
-                for name in (f"top1_k{k}", f"top5_k{k}", f"top1_k{k}_majority")
-            ]
+            ends = name_ends([f"B{work.block}" for work in works["train"]])
+            kinds = ("top1_k{}", "top5_k{}", "top1_k{}_majority")
+            names = [kind.format(k) + end for end in ends for k in self.ks for kind in kinds]
 
             def scored(place: Path) -> Floor | None:
                 place.mkdir(exist_ok=True)
@@ -131,18 +125,14 @@ class BlockNeighbours:
 
             return Work(wanted, names, scored)
 
-        return _numbers_of(score_floor(weights, options.seed, prepare, folder, self.world))
+        floor, why_not = score_floor(weights, options.seed, prepare, folder, self.world)
+        return (floor.numbers if floor else {}), why_not
 
 
 def _wanted(works: Sequence[Extraction]) -> dict[str, Any]:
     """Return what the neighbours depend on, and the classes that are compared."""
     labels = [sha256_of_bytes(work.data.labels().tobytes()) for work in works]
     return {"features": [work.digest() for work in works], "labels": labels}
-
-
-def _numbers_of(found: tuple[Floor | None, str]) -> tuple[dict[str, float], str]:
-    floor, why_not = found
-    return (floor.numbers if floor else {}), why_not
 
 
 def name_ends(blocks: Sequence[str]) -> list[str]:
@@ -168,13 +158,13 @@ def score_lines(
     Several lines or columns also get their mean, as in SSL++, Tables V and VI. Before them is a line of the
     `shared` images, if there are any. `floor` has the numbers of an untrained network, whose lines come last.
     """
-    first, named = scores[0], f"{', '.join(blocks)} of {backbone}"
-    lines = [f"{first.num:,} validation images, neighbours of {first.num_bank:,}; {named}"]
+    first, named, lines = scores[0], f"{', '.join(blocks)} of {backbone}", list[str]()
     if shared is not None and shared.are_all:
         all_are = "the validation images are the training images (the same stored bytes)"
-        lines.insert(0, f"{all_are}: each without itself")
+        lines.append(f"{all_are}: each without itself")
     elif shared is not None and shared.num:
-        lines.insert(0, shared.line())
+        lines.append(shared.line())
+    lines.append(f"{first.num:,} validation images, neighbours of {first.num_bank:,}; {named}")
     for title, end in (("weighted", ""), ("majority", "_majority")):
         if vote not in (title, "both"):
             continue
@@ -184,16 +174,14 @@ def score_lines(
         if len(rows) > 1:
             rows, table = [*rows, "mean"], np.vstack([table, table.mean(0)])
         if floor:
-            rows += [f"untrained{' ' * bool(end)}{end[1:]}" for end in name_ends(blocks)]
-            table = np.vstack([table, *([floor[n + end] for n in names] for end in name_ends(blocks))])
+            rows += [f"untrained {end[1:]}".rstrip() for end in name_ends(blocks)]
+            table = np.vstack([table, *([floor[name + end] for name in names] for end in name_ends(blocks))])
         if len(heads) > 1:
             heads, table = [*heads, "mean"], np.column_stack([table, table.mean(1)])
         width = max(12, *map(len, rows))
         lines.append(f"{title + ' %':<{width}}" + "".join(f"{head:>7}" for head in heads))
-        lines += [
-            f"{row:<{width}}" + "".join(f"{value:>7.1f}" for value in values)
-            for row, values in zip(rows, table, strict=True)
-        ]
+        for row, values in zip(rows, table, strict=True):
+            lines.append(f"{row:<{width}}" + "".join(f"{value:>7.1f}" for value in values))
     return lines
 
 
@@ -260,13 +248,9 @@ def score(
         )
     queries = good[world.rank :: world.size]
     # The chart may show more neighbours than the largest k.
-    k = min(max(*ks, NUM_NEIGHBOURS), num_bank)
-    own_of_queries = None if own is None else own[queries]
-    neighbours = nearest_others(val.features()[queries], train.features(), k, own_of_queries, world.device)
+    neighbours = Search(train, val, min(max(*ks, NUM_NEIGHBOURS), num_bank), own, world.device)(queries)
     num_classes = int(max(labels.max(), truth.max())) + 1
-    query_labels, bank_labels = (
-        torch.from_numpy(values.astype(np.int64)) for values in (truth[queries], labels)
-    )
+    query_labels, bank_labels = torch.from_numpy(truth[queries]).long(), torch.from_numpy(labels).long()
     counts = count_correct(neighbours, bank_labels, query_labels, num_classes, sorted(set(ks)), temperature)
     sums = torch.tensor(list(counts.values()), device=world.device)
     correct = sum_over_ranks(world, sums).tolist()
@@ -288,10 +272,8 @@ class Search:
 
     def __call__(self, indices: np.ndarray) -> Neighbours:
         """Return the k nearest rows of the gallery for the queries `indices` (int64 [n])."""
-        rows = None if self.own is None else self.own[indices]
-        return nearest_others(
-            self.queries.features()[indices], self.gallery.features(), self.k, rows, self.device
-        )
+        rows, features = None if self.own is None else self.own[indices], self.queries.features()[indices]
+        return nearest_others(features, self.gallery.features(), self.k, rows, self.device)
 
     def num_others(self) -> int:
         """Return the number of images that a query may find."""
@@ -342,15 +324,14 @@ def retrieve(
         for index in indices:
             if not 0 <= index < queries.num_samples:
                 raise ValueError(f"--query-indices {index}: queries are 0 to {queries.num_samples - 1:,}")
-        works = [
-            Extraction.of(options, weights, data, block, world, "float16") for data in (gallery, queries)
-        ]
+        both = gallery, queries
+        works = [Extraction.of(options, weights, data, block, world, "float16") for data in both]
         in_order = own is not None and np.array_equal(own, np.arange(len(own)))
         are_alike = in_order and works[0].digest() == works[1].digest()  # labels may differ
         folder = stack.enter_context(open_folder("retrieval", options, world))
+        paths = folder / "gallery.npy", folder / f"{'gallery' if are_alike else 'queries'}.npy"
         bank, query_features = (
-            work.to_file(folder / f"{name}.npy", world, overwrite=True)
-            for work, name in zip(works, ("gallery", "gallery" if are_alike else "queries"), strict=True)
+            work.to_file(path, world, overwrite=True) for work, path in zip(works, paths, strict=True)
         )
         search = Search(bank, query_features, k, own, world.device)
         _require_enough(k, search.num_others())
@@ -361,7 +342,7 @@ def retrieve(
         if len(wrong):
             raise ValueError(f"query {wrong[0]} could not be decoded; leave it out of --query-indices")
         precision, chance = (None, None) if reason else search.precision(world)
-        floor, why_not = dict[str, float](), ""
+        floor, why_not = None, ""
         if not reason and shows_floor:
             floor, why_not = _floor(options, weights, works, search, folder, world)
         if world.rank != 0:
@@ -369,7 +350,8 @@ def retrieve(
         random_queries = np.random.default_rng(options.seed).permutation(good)[:num]
         chart_queries = np.array(indices, np.int64) if indices else random_queries
         neighbours = search(chart_queries)
-        rows, similarities = (column.numpy() for column in (neighbours.rows, neighbours.similarities))
+        rows, similarities = neighbours.rows.numpy(), neighbours.similarities.numpy()
+        rounded = similarities.astype(float).round(6).tolist()
         sheet = draw_neighbours(
             folder / "retrieval.png", queries, gallery, chart_queries, rows[:, :MAX_COLUMNS],
             similarities[:, :MAX_COLUMNS], works[0].loader, called="query", judged=not reason,
@@ -380,33 +362,27 @@ def retrieve(
             "queries_in_gallery": shared.are_all, "shared_images": shared.num,
             "features": [bank.record["digest"], query_features.record["digest"]],
             "shown": [
-                {"query": int(query), "neighbours": row.tolist(), "similarities": values.tolist()}
-                for query, row, values in zip(
-                    chart_queries, rows, similarities.astype(float).round(6), strict=True
-                )
+                {"query": query, "neighbours": row, "similarities": values}
+                for query, row, values in zip(chart_queries.tolist(), rows.tolist(), rounded, strict=True)
             ],
         }  # fmt: skip
+        name = f"precision_top{k}"
         path = write_result(
-            folder, recipe="retrieve", protocol="retrieval",
-            numbers=with_floor({} if precision is None else {f"precision_top{k}": precision}, floor),
-            settings=settings,
-            checkpoint=weights.record, data=data_record(gallery, queries), seconds=time.monotonic() - started,
-            cut=bool(weights.record["cut"]),
+            folder, recipe="retrieve", protocol="retrieval", settings=settings, checkpoint=weights.record,
+            numbers=with_floor({} if precision is None else {name: precision}, floor and floor.numbers),
+            data=data_record(gallery, queries), seconds=time.monotonic() - started,
         )  # fmt: skip
     score = f"no precision, as {reason}"
     if precision is not None:
-        beside = "".join(f"untrained {value:.1f} %, " for value in floor.values()) + f"chance {chance:.1f} %"
-        score = f"{precision:.1f} % of the nearest {k} are of the query's class ({beside})"
+        beside = f"untrained {floor.numbers[name]:.1f} %, " if floor else ""
+        score = f"{precision:.1f} % of the nearest {k} are of the query's class"
+        score += f" ({beside}chance {chance:.1f} %)"
     title = f"{bank.record['block']} of {bank.record['backbone']}"
     others = f"{search.num_others():,} {'other ' if shared.are_all else ''}images"
     if shared.num and not shared.are_all:
         others += f" ({shared.num:,} of the queries are among them, and find themselves)"
-    return [
-        f"{len(good):,} queries, each among {others}; {title}: {score}",
-        *no_floor_lines(why_not),
-        f"retrieval {sheet}",
-        result_line(path),
-    ]
+    line = f"{len(good):,} queries, each among {others}; {title}: {score}"
+    return [line, *no_floor_lines(why_not), f"retrieval {sheet}", result_line(path)]
 
 
 def _floor(
@@ -416,7 +392,7 @@ def _floor(
     search: Search,
     folder: Path,
     world: World,
-) -> tuple[dict[str, float], str]:
+) -> tuple[Floor | None, str]:
     """Return the precision of an untrained network, on rank 0, and why there is none (`score_floor`)."""
     name = f"precision_top{search.k}"
 
@@ -425,16 +401,16 @@ def _floor(
 
         def scored(place: Path) -> Floor | None:
             place.mkdir(exist_ok=True)
-            files = [
-                work.to_file(place / file.path.name, world, overwrite=True)
-                for work, file in zip(same, (search.gallery, search.queries), strict=True)
-            ]
-            precision, _ = replace(search, gallery=files[0], queries=files[1]).precision(world)
+            paths = place / search.gallery.path.name, place / search.queries.path.name
+            gallery, queries = (
+                work.to_file(path, world, overwrite=True) for work, path in zip(same, paths, strict=True)
+            )
+            precision, _ = replace(search, gallery=gallery, queries=queries).precision(world)
             return None if world.rank else Floor("", {name: precision})
 
         return Work(_wanted(same) | {"k": search.k}, [name], scored)
 
-    return _numbers_of(score_floor(weights, options.seed, prepare, folder / "untrained", world))
+    return score_floor(weights, options.seed, prepare, folder / "untrained", world)
 
 
 def _require_enough(k: int, num: int) -> None:

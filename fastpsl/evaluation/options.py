@@ -26,12 +26,8 @@ OF_VOC = dict.fromkeys(("range", "bands"), "VOC's images have 8 bits and three c
     "val": "the protocol says which part of --data is scored; leave it out"
 }
 # The options that a loader of whole images refuses.
-WHOLE_IMAGES = (
-    dict.fromkeys(
-        ("order", "lanes", "on_bad_sample", "hw_decoder_load"), "it is not for whole images; leave it out"
-    )
-    | OF_VOC
-)
+_NOT_WHOLE = ("order", "lanes", "on_bad_sample", "hw_decoder_load")
+WHOLE_IMAGES = dict.fromkeys(_NOT_WHOLE, "it is not for whole images; leave it out") | OF_VOC
 
 
 @dataclass(frozen=True, kw_only=True)

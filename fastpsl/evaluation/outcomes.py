@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,8 +54,7 @@ def run_resumable(
     missing = [path for path in wanted if not path.exists()]
     done = _run(share, num_processes)
     if world.rank != 0:
-        for _ in done:
-            pass
+        list(done)
         return None
     with Progress("", unit, len(missing)) as progress:
         while (num_done := sum(path.exists() for path in missing)) < len(missing):
@@ -63,8 +63,7 @@ def run_resumable(
             # Rank 0 waits for the other ranks' shares; torchrun ends it if one of them fails.
             if next(done, _END) is _END:
                 time.sleep(_LOOK_EVERY_S)
-    for _ in done:  # because the generator ends its processes at last
-        pass
+    list(done)  # because the generator ends its processes at last
     return list(map(_read_outcome, wanted))
 
 
@@ -109,9 +108,11 @@ def _run(wanted: Mapping[Path, Task], num_processes: int) -> Iterator[None]:
 
 
 def _make(path: Path, task: Task) -> None:
+    from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # because tasks count them
         outcome = task.outcome()
     write_atomically(path, (json.dumps(outcome) + "\n").encode())
 

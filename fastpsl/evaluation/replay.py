@@ -54,6 +54,7 @@ from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plots.contact_sheet import save_contact_sheet
 from fastpsl.plots.png import class_name
 from fastpsl.scripts.beginning import seeing
+from fastpsl.scripts.command_line import require_within
 from fastpsl.scripts.recipe import Recipe, recorded_values
 from fastpsl.scripts.recipe_files import TRAIN, load_recipe, named_path, recorded_recipe
 
@@ -315,13 +316,11 @@ def replay_step(
     Raises:
         ValueError: The run has no such step or rank, or other images; or a number is out of range.
     """
-    for name, value, low, high in (
-        ("num", num, 1, MAX_IMAGES),
-        ("around", num_around, 0, 1000),
-        ("most-steps", most_steps, 0, 1_000_000_000),
-    ):
-        if not low <= value <= high:
-            raise ValueError(f"--{name} {value}: give a number from {low} to {high}")
+    require_within(
+        ("--num", num, 1, MAX_IMAGES),
+        ("--around", num_around, 0, 1000),
+        ("--most-steps", most_steps, 0, 1_000_000_000),
+    )
     if rank is not None and not 0 <= rank < run.num_ranks:
         raise ValueError(f"--rank {rank}: the run had ranks 0 to {run.num_ranks - 1}")
     experiment = run.build()
@@ -344,7 +343,8 @@ def replay_step(
             for batch, of_batch in zip(batches, losses, strict=True):
                 shown += _images(experiment, past, data, each, batch, of_batch)
             shown = _worst_first(shown, num)
-        files = _files(data, {image.sample for image in shown})
+        samples = {image.sample for image in shown}
+        files = {i: name for i, name in enumerate(data.train.names()) if i in samples}
         shown = [replace(image, file=files[image.sample]) for image in shown]
         worst = data.train.name(shown[0].sample) if shown else ""
         return Replayed(past, stage, steps_per_epoch, made, notes, shown, data.train.class_names, worst)
@@ -431,8 +431,3 @@ def _worst_first(images: list[ShownImage], num: int) -> list[ShownImage]:
     largest = lambda loss: np.inf if np.isnan(loss) else loss
     images = sorted(images, key=lambda i: 0.0 if i.loss is None else -largest(i.loss))
     return images[:num] + [replace(image, pixels=None) for image in images[num:]]
-
-
-def _files(data: RunData, samples: set[int]) -> dict[int, str]:
-    """Return the names of samples within the data."""
-    return {i: name for i, name in enumerate(data.train.names()) if i in samples}

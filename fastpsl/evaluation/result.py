@@ -28,7 +28,7 @@ def write_result(
     checkpoint: Mapping[str, Any],
     data: Mapping[str, Any],
     seconds: float,
-    cut: bool,
+    cut: bool = False,
 ) -> Path:
     """Write folder/result.json and return its path.
 
@@ -41,14 +41,14 @@ def write_result(
         checkpoint: `Pretrained.record`; its science is None for weights from elsewhere.
         data: The result of `data_record`.
         seconds: Duration.
-        cut: Whether `--max-steps-per-stage` cut this evaluation or the training of its checkpoint short; such
-            numbers mean nothing.
+        cut: Whether `--max-steps-per-stage` cut this evaluation short. Such numbers mean nothing, as those of
+            a checkpoint whose training was cut.
     """
     record = {
         "format": FORMAT, "protocol": protocol, "recipe": recipe,
         "numbers": {name: round(value, 4) for name, value in numbers.items()}, "settings": dict(settings),
-        "checkpoint": dict(checkpoint), "data": dict(data), "cut": cut, "seconds": round(seconds, 1),
-        "commit": own_commit(), "packages": package_versions(),
+        "checkpoint": dict(checkpoint), "data": dict(data), "cut": cut or bool(checkpoint.get("cut")),
+        "seconds": round(seconds, 1), "commit": own_commit(), "packages": package_versions(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
     path = folder / NAME
@@ -161,5 +161,5 @@ def write_run(
         settings=run.options.as_dict() | dict(settings) | shared, checkpoint=checkpoint,
         data=data_record(run.data.train, run.data.val) | whole,
         seconds=sum(summary["seconds"] for summary in summaries),
-        cut=bool(checkpoint.get("cut")) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),
+        cut=any(summary["num_steps"] < summary["num_steps_planned"] for summary in summaries),
     )  # fmt: skip

@@ -29,9 +29,19 @@ MAX_SEED = 2**32 - 1
 _LEAST_SPREAD = 1e-18
 
 
-def usual_perplexity(num: int) -> float:
-    """Return 30, or for few images a third of their number."""
-    return min(30.0, num / 3)
+def fitting_perplexity(perplexity: float | None, num: int) -> float:
+    """Return the perplexity; without one 30, or for few images a third of their number.
+
+    Raises:
+        ValueError: It is not between 0 and the number of images.
+    """
+    if perplexity is None:
+        perplexity = min(30.0, num / 3)
+    if not 0 < perplexity < num:
+        raise ValueError(
+            f"--perplexity {perplexity:g} of {num:,} images: it must be above 0 and below their number"
+        )
+    return perplexity
 
 
 def make_map(
@@ -54,12 +64,7 @@ def make_map(
             parts = [part for part in open_both(options) if part is not None]
         data = [stack.enter_context(closing(part)) for part in parts][-1]
         num = min(num, data.num_samples)
-        if perplexity is None:
-            perplexity = usual_perplexity(num)
-        if not 0 < perplexity < num:
-            raise ValueError(
-                f"--perplexity {perplexity:g} of {num:,} images: it must be above 0 and below their number"
-            )
+        perplexity = fitting_perplexity(perplexity, num)
         indices = np.sort(np.random.default_rng(options.seed).choice(data.num_samples, num, replace=False))
         subset = Subset(data, indices)
         work = Extraction.of(options, weights, subset, block, world, "float32")
@@ -93,16 +98,13 @@ def make_map(
         path = write_result(
             folder, recipe="tsne", protocol="tsne", numbers=numbers, settings=settings,
             checkpoint=weights.record, data=data_record(data, None), seconds=time.monotonic() - started,
-            cut=bool(weights.record["cut"]),
         )  # fmt: skip
     score = "not every image has a label, so nothing is counted"
     if labelled:
         counts = np.bincount(labels)
         chance = 100 * (counts * (counts - 1)).sum() / (len(labels) * (len(labels) - 1))
-        score = (
-            f"{numbers['same_class_2d']:.1f} % have a point of their class nearest in the map "
-            f"(chance {chance:.1f} %)"
-        )
+        share = f"{numbers['same_class_2d']:.1f} % have a point of their class nearest in the map"
+        score = f"{share} (chance {chance:.1f} %)"
     return [f"{len(good):,} images; {title}: {score}", f"map {chart}", result_line(path)]
 
 

@@ -40,23 +40,12 @@ class Work(NamedTuple):
     score: Callable[[Path], Floor | None]
 
 
-def untrained(weights: Pretrained, seed: int) -> tuple[Pretrained | None, str]:
-    """Return a network of the same kind with random weights of `seed`, or None and why there is none.
-
-    Where the weights are random themselves, there is no reason to tell.
-    """
-    name = str(weights.record["backbone"])
-    if weights.record["kind"] == "random":
-        return None, ""
-    if is_module(name):
-        return None, "a module that a program made cannot be made anew with random weights"
-    return random_weights(name, seed, weights.input), ""
-
-
 def score_floor(
     weights: Pretrained, seed: int, prepare: Callable[[Pretrained], Work], folder: Path, world: World
 ) -> tuple[Floor | None, str]:
-    """Score an untrained network, or read its score in the cache. Every rank calls it.
+    """Score a network of the same kind with random weights, or read its score in the cache.
+
+    Every rank calls it. Where the weights are random themselves, there is no score, and no reason to tell.
 
     Args:
         weights: The weights beside which it stands.
@@ -68,10 +57,12 @@ def score_floor(
     Returns:
         The score, on rank 0 at least, and why there is none, or "".
     """
-    network, why_not = untrained(weights, seed)
-    if network is None:
-        return None, why_not
-    wanted, names, score = prepare(network)
+    name = str(weights.record["backbone"])
+    if weights.record["kind"] == "random":
+        return None, ""
+    if is_module(name):
+        return None, "a module that a program made cannot be made anew with random weights"
+    wanted, names, score = prepare(random_weights(name, seed, weights.input))
     path = cache_folder() / "untrained" / f"{sha256_of_json(wanted)[:32]}.json"
     kept: Floor | None = share(world, _kept(path, names) if world.rank == 0 else None)
     if kept is not None:

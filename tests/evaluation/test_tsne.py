@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import fastpsl
 from fastpsl.evaluation.result_file import read_result
-from fastpsl.evaluation.tsne import embed, same_class, usual_perplexity
+from fastpsl.evaluation.tsne import embed, fitting_perplexity, same_class
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.embedded.betons import sample_paths
 from fastpsl.plots.charts import MAX_NAMED, draw_map
@@ -43,7 +43,7 @@ def share_by_hand(points: np.ndarray, labels: np.ndarray) -> float:
 
 
 def test_few_images_have_a_low_perplexity() -> None:
-    assert [usual_perplexity(num) for num in (3, 60, 90, 1000)] == [1, 20, 30, 30]
+    assert [fitting_perplexity(None, num) for num in (3, 60, 90, 1000)] == [1, 20, 30, 30]
 
 
 def test_the_map_is_scikit_learns(tmp_path: Path, cli: Cli) -> None:

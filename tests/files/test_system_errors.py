@@ -65,7 +65,7 @@ from fastpsl.scripts.recipe import _read_config
 from fastpsl.tables.runs import Run, find_runs
 from fastpsl.tasks.jigsaw import read_permutations
 from fastpsl.tasks.pseudo_labels.file import _read
-from fastpsl.transfer.detection.proposals import _detectrons, _selective_search
+from fastpsl.transfer.detection import proposals
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import make_tar, tree, write_folder
 
@@ -154,8 +154,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "weights.pt.json": lambda path: read_weights_sidecar(path.with_suffix("")),
     "run/checkpoints/step-00000002.pt": lambda path: CheckpointManager(path.parent).newest(),
     "cifar-10-binary.tar.gz": lambda path: published(path, "cifar10"),
-    "boxes.pkl": lambda path: list(_detectrons(path)),
-    "boxes.mat": lambda path: list(_selective_search(path)),
+    "boxes.pkl": lambda path: list(proposals._read(path)),
+    "boxes.mat": lambda path: list(proposals._read(path)),
     "training of run/config.json": lambda path: TrainedRun.of(path.parent),
     "replay of run/config.json": lambda path: PastRun.of(path.parent, data=None, backbone=None, recipe=None),
     "options of run/config.json": lambda path: _read_config(path.parent),

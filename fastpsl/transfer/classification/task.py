@@ -284,13 +284,9 @@ class MultiLabel(Task):
         """Return the classes of each image, difficult ones in brackets; nothing for a skipped image."""
         targets = self.targets.cpu()
         rows = [targets[index].tolist() if index >= 0 else [] for index in batch.indices.tolist()]
+        named = [zip(self.class_names, row, strict=False) for row in rows]
         return [
-            ", ".join(
-                name if target > 0 else f"({name})"
-                for name, target in zip(self.class_names, row, strict=False)
-                if target
-            )
-            for row in rows
+            ", ".join(name if is_in > 0 else f"({name})" for name, is_in in row if is_in) for row in named
         ]
 
     @override

@@ -190,9 +190,8 @@ def _coco_dataset(boxes: Boxes, num_images: int, num_classes: int) -> dict[str, 
 def true_boxes(data: VOC) -> Boxes:
     """Return the annotated objects of all images."""
     objects = [data.objects(i) for i in range(data.num_samples)]
-    labels, boxes, difficult = (
-        np.concatenate([getattr(each, name) for each in objects]) for name in ("labels", "boxes", "difficult")
-    )
+    names = ("labels", "boxes", "difficult")
+    labels, boxes, difficult = (np.concatenate([getattr(each, name) for each in objects]) for name in names)
     image = np.repeat(np.arange(data.num_samples), [len(each.labels) for each in objects])
     return Boxes(image, boxes.astype(np.float64), labels, np.ones(len(labels), np.float32), difficult)
 

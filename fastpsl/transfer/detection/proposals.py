@@ -103,21 +103,23 @@ def _read(path: Path) -> Iterable[tuple[object, np.ndarray]]:
             f"{path}: no file of proposals; give Fast R-CNN's .mat (images, boxes) or Detectron's .pkl "
             f"(boxes, scores, ids)"
         )
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; give the published proposals")
-    return _selective_search(path) if path.suffix == ".mat" else _detectrons(path)
+    is_mat = path.suffix == ".mat"
+    try:
+        data = path.read_bytes()
+        content = read_mat(data, ("images", "boxes")) if is_mat else load_plain(data)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; give the published proposals") from None
+    except (OSError, ValueError) as error:
+        raise_of_the_system(path, error)
+        raise ValueError(f"{path}: {error}") from None
+    return _selective_search(path, content) if is_mat else _detectrons(path, content)
 
 
-def _selective_search(path: Path) -> Iterator[tuple[object, np.ndarray]]:
+def _selective_search(path: Path, cells: dict[str, Any]) -> Iterator[tuple[object, np.ndarray]]:
     """Read MATLAB's cells `images` (names) and `boxes`.
 
     Boxes are y1 x1 y2 x2 in pixels from 1 with both ends inside; here they become y1 - 1 to y2.
     """
-    try:
-        cells = read_mat(path.read_bytes(), ("images", "boxes"))
-    except (OSError, ValueError) as error:
-        raise_of_the_system(path, error)
-        raise ValueError(f"{path}: {error}") from None
     if not {"images", "boxes"} <= cells.keys() or cells["boxes"].dtype != object:
         raise ValueError(f"{path}: lacks the cells images and boxes; give Fast R-CNN's selective search")
     names, boxes = cells["images"].ravel(), cells["boxes"].ravel()
@@ -125,10 +127,8 @@ def _selective_search(path: Path) -> Iterator[tuple[object, np.ndarray]]:
         raise ValueError(f"{path}: {len(names):,} images and boxes of {len(boxes):,}; download it again")
     for cell, stored in zip(names, boxes, strict=True):
         is_usual = stored.ndim == 2 and stored.shape[1] == 4 and stored.dtype.kind in _NUMBERS
-        yield (
-            _text(path, cell),
-            stored[:, [1, 0, 3, 2]] - np.array([1, 1, 0, 0], np.float32) if is_usual else stored,
-        )
+        corners = stored[:, [1, 0, 3, 2]] - np.array([1, 1, 0, 0], np.float32) if is_usual else stored
+        yield _text(path, cell), corners
 
 
 def _text(path: Path, cell: Any) -> str:
@@ -140,17 +140,12 @@ def _text(path: Path, cell: Any) -> str:
     raise ValueError(f"{path}: one of its images has no name ({' '.join(str(cell)[:60].split())})")
 
 
-def _detectrons(path: Path) -> Iterator[tuple[object, np.ndarray]]:
+def _detectrons(path: Path, content: dict[Any, Any]) -> Iterator[tuple[object, np.ndarray]]:
     """Read the lists `boxes` (x1 y1 x2 y2), `scores` and `ids`, under their older and newer names.
 
     Coordinates are used as stored, as Detectron2 does. Detectron, which wrote the older files, means the last
     pixel itself by x2 and y2.
     """
-    try:
-        content = load_plain(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise_of_the_system(path, error)
-        raise ValueError(f"{path}: {error}") from None
     content = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
     parts = (("ids", "indexes"), ("boxes", "boxes"), ("scores", "objectness_logits"))
     lists: list[Any] = [content.get(name, content.get(other)) for name, other in parts]

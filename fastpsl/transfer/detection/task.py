@@ -69,14 +69,13 @@ class Detection(Task):
     def __post_init__(self) -> None:
         layout_of(self.backbone)
         protocol, num = self.protocol, len(self.proposals)
-        num_sets = len(protocol.train_sets) + len(protocol.test_sets)
+        sets = (*protocol.train_sets, *protocol.test_sets)
         if protocol.boxes_from == "rpn" and num:
             raise ValueError("--proposals: this protocol learns its own, by an RPN; leave it out")
-        if protocol.boxes_from == "published" and num != num_sets:
-            sets = " ".join((*protocol.train_sets, *protocol.test_sets))
+        if protocol.boxes_from == "published" and num != len(sets):
             raise ValueError(
                 f"--proposals: {num or 'no'} files, and Fast R-CNN needs one of each set; "
-                f"give those of {sets} in this order (selective search's .mat, or Detectron's .pkl)"
+                f"give those of {' '.join(sets)} in this order (selective search's .mat, or Detectron's .pkl)"
             )
         if missing := [path for path in self.proposals if path and not Path(path).is_file()]:
             raise ValueError(f"--proposals {missing[0]}: no such file; give the published ones")
@@ -198,10 +197,8 @@ class Detection(Task):
             plain = denormalised(normalised(image, self.input)[None], self.input)[0]
             width = max(1, min(plain.shape[1:]) // 100)
             drawn = draw_bounding_boxes(plain, target["boxes"].cpu(), colors="lime", width=width)
-            scale = _SHEET_PX / max(drawn.shape[1:])
-            images.append(
-                F.interpolate(drawn[None], scale_factor=scale, mode="area")[0] if scale < 1 else drawn
-            )
+            scale = min(1.0, _SHEET_PX / max(drawn.shape[1:]))
+            images.append(F.interpolate(drawn[None], scale_factor=scale, mode="area")[0])
         return padded(images, multiple_px=1)
 
     @override

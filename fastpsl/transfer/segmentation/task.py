@@ -243,11 +243,8 @@ def mask_scores(confusions: np.ndarray, class_names: Sequence[str]) -> dict[str,
     metric.confmat += total
     has_pixels = (total.sum(0) + total.sum(1) > 0).tolist()
     values = [100 * value for value in metric.compute().tolist()]
-    scores = {
-        f"IoU_{name}": value
-        for name, value, is_scored in zip(class_names, values, has_pixels, strict=True)
-        if is_scored
-    }
+    named = zip(class_names, values, has_pixels, strict=True)
+    scores = {f"IoU_{name}": value for name, value, is_scored in named if is_scored}
     return {"mIoU": sum(scores.values()) / max(len(scores), 1)} | scores
 
 

@@ -202,9 +202,9 @@ def few(targets: np.ndarray, k: int, num_classes: int, seed: Sequence[int]) -> t
     They are drawn anew for each k. Difficult images (-1) are never drawn.
     """
     random = np.random.default_rng((*seed, k))
-    numbers = {1: k, 0: (num_classes - 1) * k}
+    nums = {1: k, 0: (num_classes - 1) * k}
     rows = [
-        random.choice(np.flatnonzero(targets == value), num, replace=False) for value, num in numbers.items()
+        random.choice(np.flatnonzero(targets == value), num, replace=False) for value, num in nums.items()
     ]
     return np.concatenate(rows), np.repeat([1, -1], [len(part) for part in rows])
 
@@ -217,9 +217,6 @@ class _Fits:
         self.num = self.num_not_converged = 0
 
     def __call__(self, features: np.ndarray, signs: np.ndarray, cost: float) -> "LinearSVC":
-        import warnings
-
-        from sklearn.exceptions import ConvergenceWarning
         from sklearn.svm import LinearSVC
 
         settings = self._machine
@@ -227,10 +224,7 @@ class _Fits:
             C=cost, loss=settings.loss, penalty=settings.penalty, dual=settings.dual, tol=settings.tolerance,
             max_iter=settings.max_iterations, class_weight={1: settings.positive_weight, -1: 1.0},
             random_state=self._seed,
-        )  # fmt: skip
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # because they are counted
-            machine.fit(features, signs)
+        ).fit(features, signs)  # fmt: skip
         self.num += 1
         self.num_not_converged += int(np.max(machine.n_iter_) >= settings.max_iterations)
         return machine
@@ -255,9 +249,8 @@ def _train_rows(
 def _decisions(weights: np.ndarray, intercepts: np.ndarray, task: OneClass) -> np.ndarray:
     """Return the signed distances, float64 [N, m], of all test samples from m SVMs with weights [D, m]."""
     features, epsilon = task.test.features(), task.protocol.norm_epsilon
-    parts = (
-        l2_normalised(features[start : start + _ROWS], epsilon) for start in range(0, len(features), _ROWS)
-    )
+    starts = range(0, len(features), _ROWS)
+    parts = (l2_normalised(features[start : start + _ROWS], epsilon) for start in starts)
     return np.concatenate([rows @ weights + intercepts for rows in parts])
 
 
