@@ -15,26 +15,13 @@ from typing import Any, Literal
 
 import torch
 
+from fastpsl.doctor import proof
 from fastpsl.doctor.examination import free_memory
 from fastpsl.doctor.facts import clocks_in_words, facts, read_clocks
 from fastpsl.doctor.loader_rates import NVML_S, jpeg_utilisation, sampled
-from fastpsl.doctor.proof import (
-    CHAINS,
-    NORM_KINDS,
-    STEP_RECIPES,
-    WAYS,
-    chain_apart,
-    crops_apart,
-    exact,
-    lars_apart,
-    norms_apart,
-    pooled_apart,
-    steps_apart,
-    trained,
-)
-from fastpsl.doctor.report import EXIT_BROKEN, EXIT_GOOD, EXIT_WAITS, Limit
+from fastpsl.doctor.report import EXIT_BROKEN, EXIT_GOOD, EXIT_WAITS, Limit, Log
 from fastpsl.doctor.setup import opened_stage
-from fastpsl.doctor.two_cards import measured_on_two
+from fastpsl.doctor.two_cards import NETWORK, measured_on_two
 from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.stage_bench import loader_rate
 from fastpsl.files.workers import usable_cores
@@ -52,7 +39,6 @@ from fastpsl.pipelines.views import ViewSpec
 FORMAT = 1
 State = Literal["ok", "differs", "failed", "left out"]
 Values = dict[str, Any]
-Log = Callable[[str], None]
 
 
 class LeftOut(Exception):
@@ -149,7 +135,7 @@ def parts_of(device: torch.device) -> dict[str, Callable[[], Part]]:
         **{
             f"steps, {recipe}, {precision}": partial(steps, recipe, precision, device)
             for precision in precisions
-            for recipe in STEP_RECIPES
+            for recipe in proof.STEP_RECIPES
         },
         "speed": partial(speed, device),
         "clocks": partial(clocks, device),
@@ -170,9 +156,8 @@ def _compared(name: str, apart: Mapping[str, float], what: str) -> Part:
     far = {case: units for case, units in apart.items() if not units <= 1}
     values = {"num": len(apart), "worst": max(apart.values()), "differ": far}
     if not far:
-        return Part(
-            name, "ok", f"{len(apart)} agree with {what}, within {values['worst']:.0%} of the bound", values
-        )
+        text = f"{len(apart)} agree with {what}, within {values['worst']:.0%} of the bound"
+        return Part(name, "ok", text, values)
     shown = ", ".join(f"{case} by {units:.3g} bounds" for case, units in list(far.items())[:3])
     more = f" and {len(far) - 3} more" if len(far) > 3 else ""
     return Part(name, "differs", f"{len(far)} of {len(apart)} from {what}: {shown}{more}", values)
@@ -184,37 +169,40 @@ def views(device: torch.device) -> Part:
     if not modules:
         raise LeftOut(reason)
     found = {
-        f"{name}, {side} px, {dtype}".replace("torch.", ""): chain_apart(name, side, dtype, device)
-        for name in CHAINS
+        f"{name}, {side} px, {dtype}".replace("torch.", ""): proof.chain_apart(name, side, dtype, device)
+        for name in proof.CHAINS
         for side in (45, 48)
         for dtype in dtypes_of(device)
     }
-    return _compared(
-        "views", {k: v for k, v in found.items() if v is not None}, "their operations one by one"
-    )
+    apart = {case: units for case, units in found.items() if units is not None}
+    return _compared("views", apart, "their operations one by one")
+
+
+def _require_cuda(device: torch.device, why: str) -> None:
+    if device.type != "cuda":
+        raise LeftOut(why)
 
 
 def crops(device: torch.device) -> Part:
     """Compare crops of batches that lie on the GPU with torch's on the CPU."""
-    if device.type != "cuda":
-        raise LeftOut("the kernels of crops need CUDA")
-    found = {name: units for side in (97, 128) for name, units in crops_apart(side, device).items()}
+    _require_cuda(device, "the kernels of crops need CUDA")
+    found = {name: units for side in (97, 128) for name, units in proof.crops_apart(side, device).items()}
     return _compared("crops", found, "torch's on the CPU")
 
 
 def optimiser(device: torch.device) -> Part:
     """Compare LARS's kernels with torch's operations on the CPU."""
-    if device.type != "cuda":
-        raise LeftOut("the kernels of LARS need CUDA")
-    return _compared("LARS", {"weights after three steps": lars_apart(device)}, "torch's on the CPU")
+    _require_cuda(device, "the kernels of LARS need CUDA")
+    return _compared("LARS", {"weights after three steps": proof.lars_apart(device)}, "torch's on the CPU")
 
 
 def norms(device: torch.device) -> Part:
     """Compare fused norms with torch's in float64."""
-    if device.type != "cuda":
-        raise LeftOut("the kernels of norms need CUDA")
-    kinds: dict[str, Callable[..., float]] = {kind: partial(norms_apart, kind=kind) for kind in NORM_KINDS}
-    kinds["pooled"] = pooled_apart
+    _require_cuda(device, "the kernels of norms need CUDA")
+    kinds: dict[str, Callable[..., float]] = {
+        kind: partial(proof.norms_apart, kind=kind) for kind in proof.NORM_KINDS
+    }
+    kinds["pooled"] = proof.pooled_apart
     found = {
         f"{kind}{', used twice' if fork else ''}, {shape}, {str(dtype).removeprefix('torch.')}": apart(
             shape, dtype, device, fork
@@ -230,12 +218,14 @@ def norms(device: torch.device) -> Part:
 def steps(recipe: str, precision: str, device: torch.device) -> Part:
     """Compare the ways of a step, from one state, with eager launched steps."""
     name = f"steps, {recipe}, {precision}"
-    with exact():
-        eager = trained(recipe, precision, ())
-        ends = {way: trained(recipe, precision, options) for way, options in WAYS[device.type].items()}
-    apart = {way: steps_apart(eager, end, precision) for way, end in ends.items()}
+    with proof.exact():
+        eager = proof.trained(recipe, precision, ())
+        ends = {
+            way: proof.trained(recipe, precision, options) for way, options in proof.WAYS[device.type].items()
+        }
+    apart = {way: proof.steps_apart(eager, end, precision) for way, end in ends.items()}
     resumed = {
-        f"{way} resumed": steps_apart(end, end._replace(after=end.resumed), precision)
+        f"{way} resumed": proof.steps_apart(end, end._replace(after=end.resumed), precision)
         for way, end in {"eager": eager, **ends}.items()
     }
     part = _compared(name, apart | resumed, "eager launched steps")
@@ -256,8 +246,6 @@ def steps(recipe: str, precision: str, device: torch.device) -> Part:
 
 # Recipe and stage → the number of views. S1 is the fastest step, for which `--decoder auto` asks.
 _TIMED = {("jigsaw", "S1"): 1, ("jigsaw", "E"): 1, ("simclr", "S1"): 2}
-_GPU = ("--backbone", "resnet50")
-_CPU = ("--backbone", "resnet18", "--size-px", "96", "--batch-size", "16")
 
 
 def speed(device: torch.device) -> Part:
@@ -286,9 +274,9 @@ def _rate(recipe: str, stage: str, options: Sequence[str], device: torch.device)
     plan = ("--plan", "end_to_end") if stage == "E" else ()
     sizes = (256, 128, 64, 32) if device.type == "cuda" else (16,)
     for batch_size in sizes:
-        usual = (*_GPU, "--batch-size", str(batch_size)) if device.type == "cuda" else _CPU
+        words = [*NETWORK[device.type], "--batch-size", str(batch_size), *plan, *options]
         with suppress(torch.cuda.OutOfMemoryError):
-            return _timed(recipe, [*usual, *plan, *options], stage, device)
+            return _timed(recipe, words, stage, device)
         free_memory(device)  # behind the error, which held the step
     raise LeftOut(f"not even {sizes[-1]} images fit")
 
@@ -307,8 +295,7 @@ def _timed(recipe: str, options: Sequence[str], stage: str, device: torch.device
 
 def clocks(device: torch.device) -> Part:
     """Read the clocks while the GPU multiplies."""
-    if device.type != "cuda":
-        raise LeftOut("NVML tells of GPUs alone")
+    _require_cuda(device, "NVML tells of GPUs alone")
     values = torch.ones(8192, 8192, device=device, dtype=torch.float16)
     until_s = time.perf_counter() + 1
     while time.perf_counter() < until_s:
@@ -331,37 +318,29 @@ def loader(device: torch.device) -> Part:
         path = Path(folder) / "drawn.beton"
         write_beton(drawn, path, num_samples=_NUM_DRAWN, target=Target(quality=92))
         with Beton(path) as data:
+            crop = ViewSpec(RandomResizedCrop(224))
+            options: dict[str, Any] = {"device": device, "num_threads": usable_cores()}
             for name in names:
+                seconds = 2 * NVML_S if name == "dali" else 1.0
                 with (
-                    Loader(
-                        data,
-                        (ViewSpec(RandomResizedCrop(224)),),
-                        batch_size_per_rank=32,
-                        device=device,
-                        decoder=name,
-                        num_threads=usable_cores(),
-                    ) as opened,
+                    Loader(data, (crop,), batch_size_per_rank=32, decoder=name, **options) as opened,
                     jpeg_utilisation(device) as read,
                     sampled(read, after_s=NVML_S) as busy,
                 ):
-                    rate, cores = loader_rate(
-                        opened, itertools.count(), 2 * NVML_S if name == "dali" else 1.0
-                    )
+                    rate, cores = loader_rate(opened, itertools.count(), seconds)
                 rates[name] = {"images_per_s": round(rate, 1), "cores": round(cores, 2)}
                 if name == "dali":
                     rates[name]["engines_busy_percent"] = max(busy, default=None)
     shown = [f"{name} {of['images_per_s']:,.0f}/s on {of['cores']:.1f} cores" for name, of in rates.items()]
     if (busy_percent := rates.get("dali", {}).get("engines_busy_percent")) is not None:
         shown[-1] += f" and JPEG engines that are busy {busy_percent} %"
-    return Part(
-        "loader", "ok", f"{'; '.join(shown)} (drawn JPEGs of 375 x 500 px, crops of 224)", {"rates": rates}
-    )
+    text = f"{'; '.join(shown)} (drawn JPEGs of 375 x 500 px, crops of 224)"
+    return Part("loader", "ok", text, {"rates": rates})
 
 
 def queue(device: torch.device) -> Part:
     """Count the replays of a graph that the host may launch ahead."""
-    if device.type != "cuda":
-        raise LeftOut("CUDA graphs need CUDA")
+    _require_cuda(device, "CUDA graphs need CUDA")
     values = torch.ones(4096, 4096, device=device)
     for _ in range(3):
         values @ values

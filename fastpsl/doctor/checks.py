@@ -252,9 +252,5 @@ def _compiler(is_cuda: bool) -> Check:
 
 def version_of(*packages: str) -> str:
     """Return the version of the first of `packages` that is installed."""
-    for name in packages:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return "of an unknown version"
+    found = (each.version for name in packages for each in metadata.distributions(name=name))
+    return next(found, "of an unknown version")

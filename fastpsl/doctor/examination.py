@@ -5,7 +5,7 @@ import gc
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -36,7 +36,7 @@ from fastpsl.doctor.measurements import (
     bottleneck,
     by_measurement,
 )
-from fastpsl.doctor.report import Check, Limit, Report
+from fastpsl.doctor.report import Check, Limit, Log, Report
 from fastpsl.doctor.setup import (
     DEFAULT,
     DEFAULT_OPTIONS,
@@ -66,8 +66,6 @@ REPEATS, LEAST_REPEATS = 3, 2
 OTHER_MODES = {"off": 10.0, "fused": 10.0, "on": 120.0}
 _AUGMENT_REPEATS = 5
 _PLAIN_VIEWS = (ViewSpec(RandomResizedCrop(96)),)  # without a recipe
-
-Log = Callable[[str], None]
 
 
 class Examination:
@@ -243,7 +241,7 @@ class Examination:
 
     def _try_decoding(self, feed: Feed) -> None:
         decoder = self.setup.options.decoder
-        self.alternatives += feed.other_decoders(decoder, self.untried, self.limit, self.log)
+        self.alternatives += feed.other_decoders(self.untried, self.limit, self.log)
         self.alternatives += feed.all_cores(self.num_cores, self.limit)
         with tried("--hw-decoder-load", self.untried):
             self.engines = measure_engines(feed, self.seconds, self.limit, self.log)

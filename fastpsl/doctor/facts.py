@@ -34,10 +34,8 @@ def facts(device: torch.device) -> dict[str, Any]:
         versions += [f"cuDNN {torch.backends.cudnn.version()}", f"driver {found['driver']}"]
         if not dali.why_missing(device):
             versions.append(f"DALI {version_of('nvidia-dali-cuda130', 'nvidia-dali-cuda120')}")
-        found["device"] = (
-            f"{of.name}, sm {found['capability']}, {of.multi_processor_count} SMs, "
-            f"{found['memory_gib']:.0f} GiB, {cores} cores"
-        )
+        gpu = f"{of.name}, sm {found['capability']}, {of.multi_processor_count} SMs"
+        found["device"] = f"{gpu}, {found['memory_gib']:.0f} GiB, {cores} cores"
     else:
         found["name"] = cpu_name()
         found["device"] = f"{found['name']}, {cores} cores, no GPU"

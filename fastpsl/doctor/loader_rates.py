@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fastpsl.doctor.measurements import BETON_WRITE, CACHED, Alternative, DecoderCost, JpegEngines, ReadRate
-from fastpsl.doctor.report import Check, Limit
+from fastpsl.doctor.report import Check, Limit, Log
 from fastpsl.doctor.setup import DoctorSetup
 from fastpsl.engine.gpu import milliseconds, nvml
 from fastpsl.engine.options import TrainingOptions
@@ -211,9 +211,7 @@ class Feed:
                 self.costs[loader.decoder_name] = DecoderCost(rate, 1e3 * cores / rate)
         return rate
 
-    def other_decoders(
-        self, chosen: str, untried: dict[str, str], limit: Limit, log: Callable[[str], None]
-    ) -> list[Alternative]:
+    def other_decoders(self, untried: dict[str, str], limit: Limit, log: Log) -> list[Alternative]:
         """Time the other decoders briefly; `untried` gets the reasons of those that do not run."""
         data, device = self.setup.opened.train, self.setup.world.device
         alternatives = []
@@ -221,7 +219,8 @@ class Feed:
             "turbo": libturbo.why_missing(), "ffcv": libffcv.why_missing(), "dali": dali.why_missing(device),
         }  # fmt: skip
         for name in decoders_of(data):
-            if name in (chosen, "synthetic") or (name == "resident" and not resident.is_small(data)):
+            is_large = name == "resident" and not resident.is_small(data)
+            if is_large or name in (self.setup.options.decoder, "synthetic"):
                 continue
             option = f"--decoder {name}"
             if reason := missing.get(name):
@@ -242,7 +241,7 @@ class Feed:
             return []
         return [Alternative(option, self.rate(self.warm, workers=num_cores), self.decode)]
 
-    def written(self, limit: Limit, log: Callable[[str], None]) -> list[Alternative]:
+    def written(self, limit: Limit, log: Log) -> list[Alternative]:
         """Time some images written as a dataset file, beside the same images as they are.
 
         They are shrunk if the crops allow it. At full size, a folder's images are also tried as JPEGs, and
@@ -307,9 +306,7 @@ _IDLE_REMEDY = (
 )
 
 
-def measure_engines(
-    feed: Feed, seconds: float, limit: Limit, log: Callable[[str], None]
-) -> JpegEngines | None:
+def measure_engines(feed: Feed, seconds: float, limit: Limit, log: Log) -> JpegEngines | None:
     """Time decoding by DALI with several shares of a batch for the engines, in turn."""
     device = feed.setup.world.device
     if device.type != "cuda" or dali.why_missing(device):

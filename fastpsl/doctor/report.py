@@ -11,17 +11,11 @@ from rich.text import Text
 
 from fastpsl.console.terminal import escaped
 from fastpsl.console.words import number_of
-from fastpsl.doctor.measurements import (
-    BETON_WRITE,
-    Measurements,
-    bottleneck,
-    changes,
-    in_words,
-    is_good,
-)
+from fastpsl.doctor.measurements import BETON_WRITE, Measurements, bottleneck, changes, in_words, is_good
 
 EXIT_GOOD, EXIT_WAITS, EXIT_BROKEN = 0, 1, 2
 
+Log = Callable[[str], None]
 State = Literal["ok", "warning", "broken"]
 
 

@@ -169,9 +169,8 @@ def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Seque
     stage_indices = _stage_indices(whole_experiment, stages)
     num_ranks = _num_ranks(num_ranks, options, world)
     # One rank's share of batch, lanes and cores, as under torchrun.
-    shares = [
-        options.rank_batch(num_ranks, size) * options.accumulate for size in per_stage(options.batch_size)
-    ]
+    sizes = per_stage(options.batch_size)
+    shares = [options.rank_batch(num_ranks, size) * options.accumulate for size in sizes]
     options = replace(
         options,
         batch_size=shares[0] if len(shares) == 1 else tuple(shares),  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ _LR = 0.005
 _COMPARED = {"cuda": ("fused", "captured"), "cpu": ("eager", "folded")}
 # A rank's images of a timed step, and how many are timed. All ranks make equally many.
 _TIMED = {"cuda": (64, 20), "cpu": (4, 2)}
-_NET = {"cuda": ("--backbone", "resnet50"), "cpu": ("--backbone", "resnet18", "--size-px", "96")}
+NETWORK = {"cuda": ("--backbone", "resnet50"), "cpu": ("--backbone", "resnet18", "--size-px", "96")}
 
 
 def measured_on_two(device_type: str) -> dict[str, Any]:
@@ -115,7 +115,13 @@ def _losses(way: Sequence[str], world: World) -> tuple[list[float], bool]:
 def _rate(world: World) -> float:
     """Return a rank's images/s of jigsaw, end to end."""
     batch_size, num_steps = _TIMED[world.device.type]
-    words = [*_NET[world.device.type], "--plan", "end_to_end", "--batch-size", str(batch_size * world.size)]
+    words = [
+        *NETWORK[world.device.type],
+        "--plan",
+        "end_to_end",
+        "--batch-size",
+        str(batch_size * world.size),
+    ]
     with opened_stage("jigsaw", words, "E", world) as bench:
         bench.seconds, bench.min_steps = 0.0, num_steps
         bench.step_ms(1)

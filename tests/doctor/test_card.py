@@ -116,7 +116,7 @@ def test_steps_agree_and_a_folded_block_that_does_not_is_named(monkeypatch: pyte
 
     trained_before = {False: trained("rotation", "fp32", ())}
     trained_before[True] = trained_before[False]
-    monkeypatch.setattr(module, "trained", wrong)
+    monkeypatch.setattr(proof, "trained", wrong)
     part = steps("rotation", "fp32", CPU)
     assert part.state == "differs" and "folded" in part.text
     eager = trained_before[False]

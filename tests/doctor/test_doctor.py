@@ -384,7 +384,7 @@ def test_other_ways_to_load() -> None:
         assert not feed.all_cores(1, no_limit())
         over = Limit(1.0, 0.0)
         assert not feed.all_cores(2, over) and not feed.written(over, lambda _: None)
-        assert not feed.other_decoders("pillow", {}, over, lambda _: None)
+        assert not feed.other_decoders({}, over, lambda _: None)
         assert over.options[:2] == ["--workers 2", "fastpsl data write SRC OUT"]
     finally:
         setup.opened.close()
