@@ -63,10 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _lose(name: str, error: OSError) -> None:
     """Stop the work when stdout can no longer be written; a lost stderr does not matter."""
-    if isinstance(error, BrokenPipeError) and name == "stdout":
-        raise error
     if name == "stdout":
-        raise ValueError(f"stdout cannot be written ({error.strerror})")
+        is_pipe = isinstance(error, BrokenPipeError)
+        raise error if is_pipe else ValueError(f"stdout cannot be written ({error.strerror})")
 
 
 def _main(arguments: list[str]) -> None:

@@ -348,9 +348,11 @@ def loader(
     if views is not None and (num_views is not None or size_px is not None):
         raise ValueError("loader: views were given, and num_views or size_px too; give either")
     if views is None:
-        views = _default_views(
-            1 if num_views is None else num_views, _SIZE_PX if size_px is None else size_px, train
-        )
+        num_views = 1 if num_views is None else num_views
+        if num_views < 1:
+            raise ValueError(f"loader: num_views is {num_views}; it must be 1 or more")
+        make_view = train_view if train else center_view
+        views = [make_view(Input(), _SIZE_PX if size_px is None else size_px)] * num_views
     views = require_views(views)
     if device == "auto":
         device = choose_device("auto", number_in("LOCAL_RANK", 0))
@@ -379,14 +381,11 @@ def loader(
     with warnings.catch_warnings() if rank else nullcontext():
         if rank:  # rank 0 gives the same ones
             warnings.simplefilter("ignore", UserWarning)
-        dataset = (
-            open_data(os.fspath(data), folder, cache_gb, reading)
-            if isinstance(data, str | os.PathLike)
-            else data
-        )
+        if isinstance(data, str | os.PathLike):
+            data = open_data(os.fspath(data), folder, cache_gb, reading)
     try:
         batches = Loader(
-            dataset,
+            data,
             views,
             batch_size_per_rank=share,
             train=train,
@@ -397,7 +396,7 @@ def loader(
         )
     except BaseException:
         if owns_data:
-            dataset.close()
+            data.close()
         raise
     return EpochLoader(
         batches,
@@ -407,12 +406,6 @@ def loader(
         as_batch=as_batch,
         owns_data=owns_data,
     )
-
-
-def _default_views(num_views: int, size_px: int, train: bool) -> list[ViewSpec]:
-    if num_views < 1:
-        raise ValueError(f"loader: num_views is {num_views}; it must be 1 or more")
-    return [(train_view if train else center_view)(Input(), size_px)] * num_views
 
 
 def _share(batch_size: int, world: int) -> int:

@@ -248,17 +248,13 @@ class VICReg(nn.Module):
         valid = _checked((first, second), valid)
         with _float32(first):
             views = _stacked((first, second), valid)
-            distances = (views[0] - views[1]).square().mean(1)
+            apart = _mean((views[0] - views[1]).square().mean(1).sum(), valid)
             centred, num = _centred(views, valid)
             covariances = _Sum.apply(centred.mT @ centred, True) / (num - 1).clamp(min=1)
             variances = covariances.diagonal(dim1=1, dim2=2)
             spread = F.relu(1 - (variances + self.epsilon).sqrt()).mean()
-            others = covariances.square().sum() - variances.square().sum()
-            return (
-                self.invariance * _mean(distances.sum(), valid)
-                + self.variance * spread
-                + self.covariance * others / first.shape[1]
-            )
+            others = (covariances.square().sum() - variances.square().sum()) / first.shape[1]
+            return self.invariance * apart + self.variance * spread + self.covariance * others
 
 
 class SwAV(nn.Module):

@@ -20,7 +20,8 @@ from fastpsl.engine.run import Run
 from fastpsl.files.run_folder import read_lines
 from fastpsl.model import Model, load
 from fastpsl.plots.charts import curve
-from fastpsl.plots.inline import InlineFigure, png_bytes
+from fastpsl.plots.inline import InlineFigure
+from fastpsl.plots.png import png_bytes
 from fastpsl.scripts.call import call, require_data
 from fastpsl.scripts.launch import for_machine
 from fastpsl.scripts.recipe import Recipe, print_now
@@ -90,7 +91,8 @@ class Trained(os.PathLike[str]):
 
     def _repr_html_(self) -> str:
         """Return a table of the stages above the curve, for notebooks."""
-        names = ["stage", "num_steps", "seconds", "loss_start", "loss_end", *self._val_names()]
+        val_names = dict.fromkeys(f"val_{name}" for summary in self.summaries for name in summary["val"])
+        names = ["stage", "num_steps", "seconds", "loss_start", "loss_end", *val_names]
         names += [name for name in ("knn_accuracy", *BEFORE) if name in self.summaries[-1]]
         rows = ["".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in names)]
         for summary in self.summaries:
@@ -102,9 +104,6 @@ class Trained(os.PathLike[str]):
             f"<p>{html.escape(str(self.folder))}</p><table>{table}</table>"
             f'<img alt="training curve" src="data:image/png;base64,{picture}">'
         )
-
-    def _val_names(self) -> list[str]:
-        return list(dict.fromkeys(f"val_{name}" for s in self.summaries for name in s["val"]))
 
 
 def pretrain(
