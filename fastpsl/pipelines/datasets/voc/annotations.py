@@ -111,9 +111,7 @@ def _box(path: Path, element: Element, name: str, size: tuple[int, int]) -> list
 
 def _number(path: Path, element: Element, name: str, default: float | None = None) -> float:
     """Return an element's number, which VOC2012 writes with a fraction ("45.7") at times."""
-    text = element.findtext(name)
-    if text is None and default is not None:
-        return default
+    text = element.findtext(name, None if default is None else str(default))
     try:
         number = float(text or "")
     except ValueError:
@@ -330,15 +328,16 @@ def _png(path: Path, data: bytes) -> np.ndarray:
         # Not Image.open, which refuses more pixels than the user's program says.
         with decoding(), PngImageFile(io.BytesIO(data)) as image:
             check_pixels(image.height, image.width)
-            if image.mode not in ("P", "L"):
-                raise ValueError(
-                    f"{path}: is a PNG of kind {image.mode}; "
-                    f"give one with a palette, whose indices are the classes' numbers"
-                )
-            return np.array(image)
-    # Pillow raises SyntaxError for a broken PNG.
-    except (OSError, SyntaxError, BadImage) as error:
+            mode, mask = image.mode, np.array(image)
+    # Pillow raises SyntaxError or ValueError for a broken PNG.
+    except (OSError, SyntaxError, ValueError, BadImage) as error:
         raise ValueError(f"{path}: cannot be read as a PNG ({error}); extract it again") from None
+    if mode not in ("P", "L"):
+        raise ValueError(
+            f"{path}: is a PNG of kind {mode}; "
+            "give one with a palette, whose indices are the classes' numbers"
+        )
+    return mask
 
 
 def _sbd(path: Path, data: bytes) -> np.ndarray:
