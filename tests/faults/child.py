@@ -22,6 +22,7 @@ from tests.warm import CONTEXT
 
 _PR_SET_PDEATHSIG = 1
 _OURS = re.compile(r"/(fastpsl|pipelines|kernels|recipes)/[^:]*\.py$")
+_PREPARATION_S = 600.0  # where code is compiled
 _MOST_LETTERS = 1000  # of a message, which may quote a path or two
 
 
@@ -80,12 +81,16 @@ def _messages(
     num = 0
     try:
         with contextlib.suppress(EOFError):
+            limit_s = _PREPARATION_S
             while num < len(cases):
-                if not receiving.poll(limits.wall_s):
-                    yield "hang", f"more than {limits.wall_s:g} s"
+                if not receiving.poll(limit_s):
+                    yield "hang", f"more than {limit_s:g} s"
                     return
-                yield receiving.recv()
-                num += 1
+                message = receiving.recv()
+                limit_s = limits.wall_s if message is None else _PREPARATION_S
+                if message is not None:
+                    yield message
+                    num += 1
         process.join()
         if num < len(cases):
             words = " | ".join(log.read_text(errors="backslashreplace").splitlines()[-12:])[-500:]
@@ -111,6 +116,7 @@ def _judge_all(sending: Any, judge: Judge, cases: Sequence[Case], log: Path, lim
         faulthandler.enable(2)
         for case in cases:
             judge.prepare(case)
+            sending.send(None)  # it begins
             sending.send(_limited(judge, case, limits))
         code = 0
     except BaseException:  # noqa: BLE001
@@ -153,7 +159,7 @@ def refusal(error: BaseException, *names: str) -> Outcome:
     exception would be a traceback.
     """
     text = str(error)
-    is_line = len(text.splitlines()) == 1 and len(text) < _MOST_LETTERS
+    is_line = "\n" not in text and len(text) < _MOST_LETTERS
     if isinstance(error, ValueError) and is_line and any(name in text for name in names):
         return "refused", text
     kinds = {MemoryError: "memory", TimeoutError: "hang", ValueError: "unclear"}
