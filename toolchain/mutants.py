@@ -1,6 +1,6 @@
 """Test the tests: edit one expression of fastpsl at a time, and see whether a test that runs it fails.
 
-    python -m toolchain.mutants choose 20261127 100    # draws the edits, once, into mutants.json
+    python -m toolchain.mutants choose 20261201 100    # adds so many edits to mutants.json
     python -m toolchain.mutants cover -n 2             # which test runs which line, in build/mutants
     python -m toolchain.mutants run                    # goes on where it stopped; --first 0 --last 9: a part
 
@@ -143,7 +143,9 @@ def main() -> int:
     options, rest = parser.parse_known_args()
     checkout = options.checkout.resolve()
     if options.command == "choose":
-        LIST.write_text(json.dumps(draw(checkout, int(rest[0]), int(rest[1])), indent=1) + "\n")
+        edits = json.loads(LIST.read_text())
+        edits += draw(checkout, int(rest[0]), int(rest[1]))
+        LIST.write_text(json.dumps(edits, indent=1) + "\n")
         return 0
     todo = dict(enumerate(rows(options.renamed)))
     found = find([*todo.values()], places(checkout))
