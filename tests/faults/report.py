@@ -95,7 +95,7 @@ class Category:
     def progress(self) -> str:
         """Return how far the category is, in one line."""
         outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in self.outcomes.most_common())
-        done = f"{self.num_done:,} of {self.count:,} in {self.seconds:,.0f} s"
+        done = f"{self.num_done:,} cases in {self.seconds:,.0f} s"
         return f"  {self.name}: {done}: {outcomes or 'no finding yet'}"
 
     def as_json(self) -> dict[str, Any]:
