@@ -90,8 +90,10 @@ class Run(os.PathLike[str]):
         errors = {form.name: error for form, (_, error) in zip(forms, parts, strict=True) if error}
         try:
             open_regular(folder / PROBES).close()
+        except FileNotFoundError:
+            pass
         except (OSError, NoRecord) as error:
-            errors |= {} if isinstance(error, FileNotFoundError) else {PROBES: error}
+            errors[PROBES] = error
         damage = [
             f"{name} {error.why if isinstance(error, NoRecord) else f'cannot be read ({error.strerror})'}"
             for name, error in errors.items()
