@@ -15,7 +15,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import tree, write_folder
 
