@@ -29,7 +29,7 @@ from fastpsl.engine.run import Run
 from fastpsl.kernels.lab import Lightness
 from fastpsl.model import Transform
 from fastpsl.models.weights import random_weights
-from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts import recipe_process
