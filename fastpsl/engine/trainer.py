@@ -127,6 +127,7 @@ def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrai
             return False
     with LastStep(run) as last_step:
         while len(position.summaries) < len(experiment.stages):
+            # A stage that has ended has its summary, and a checkpoint of its end still has its number.
             if len(position.summaries) > position.stage:
                 position.next_stage(experiment.stages[position.stage].max_epochs)
                 state = None  # head, optimiser and task begin anew with a stage

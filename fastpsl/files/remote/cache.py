@@ -79,7 +79,7 @@ class Cache:
                     f"--cache-dir {self.folder}: belongs to another user; give a folder of your own"
                 )
             self._files.mkdir(exist_ok=True)
-            (self.folder / "lock").touch()
+            (self.folder / "lock").touch()  # `locked` would make it, but here an error names the option
             _require_holes(self.folder)
             free = shutil.disk_usage(self.folder).free + self.num_bytes()
         self.max_bytes = int(max_gb * 1e9 if max_gb is not None else _SHARE_OF_DISK * free)

@@ -406,7 +406,7 @@ class Loader(Uncopyable):
 
     def __del__(self, is_exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         """Warn about a missing `close`; the engine's finalizers end the threads."""
-        engine = getattr(self, "_engine", None)
+        engine = getattr(self, "_engine", None)  # none where `__init__` has raised
         if engine is not None and not engine.closed and not is_exiting():  # then globals may be gone
             warnings.warn(
                 f"unclosed loader of {self.num_samples:,} samples", ResourceWarning, stacklevel=2, source=self
