@@ -35,7 +35,7 @@ from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders.dali_pipeline import HW_DECODER_LOAD
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 
 NUM_EPOCHS = 3  # epochs after which device memory is read
 

@@ -32,7 +32,7 @@ from fastpsl.engine.distributed import World, choose_device, join_world, leave_w
 from fastpsl.engine.options import GraphName
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.scripts.command_line import parse
 
 

@@ -33,7 +33,7 @@ from bench.recipe_stages import LongEpochs, recipe_options, stage_experiment
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.engine.distributed import choose_device, join_world
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import VERSION, draw_part, sample_paths
+from fastpsl.pipelines.embedded.draw_sample import VERSION, draw_part, sample_paths
 
 # What a training adds to the preset. The epochs are those that take about the same time.
 ARMS: tuple[dict[str, Any], ...] = (

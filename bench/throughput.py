@@ -49,7 +49,7 @@ from fastpsl.engine.gpu import synchronise
 from fastpsl.engine.options import FoldName, GraphName
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.augment import AugmentName
 
 

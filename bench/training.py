@@ -33,7 +33,7 @@ from bench.schema import RUNS, data_record, environment, over, spread
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 
 PeerName = Literal["lightly", "torch_loop", "dali_resnet50"]
 SAME_METHOD = {"lightly": "simclr", "torch_loop": "simclr", "dali_resnet50": "supervised"}

@@ -22,7 +22,7 @@ from fastpsl.engine.distributed import choose_device
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.files.paths import FORMS, require_path
 from fastpsl.pipelines.datasets.open import open_data
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.interface.identity import not_compared, same_data
 from fastpsl.pipelines.interface.reading import PLAIN, Reading

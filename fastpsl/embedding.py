@@ -18,7 +18,7 @@ from fastpsl.evaluation.trained_run import TrainedRun
 from fastpsl.model import Model, load
 from fastpsl.models.backbone import check_size
 from fastpsl.pipelines.datasets.open import OF_WEIGHTS, open_data
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.scripts.call import require_data, tensors_on_cpu, user_errors
 

@@ -17,7 +17,7 @@ from fastpsl.model import Model, load
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.shared_images import shared_images
 from fastpsl.pipelines.datasets.subset import Subset
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plots import charts, contact_sheet

@@ -11,8 +11,8 @@ import pytest
 import torch
 from typing_extensions import override
 
-from fastpsl.pipelines.embedded.betons import sample_paths
-from fastpsl.pipelines.embedded.voc import drawn_voc
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
+from fastpsl.pipelines.embedded.draw_voc import drawn_voc
 
 added = 0
 

@@ -29,8 +29,8 @@ from fastpsl.engine.run import Run
 from fastpsl.kernels.lab import Lightness
 from fastpsl.model import Transform
 from fastpsl.models.weights import random_weights
-from fastpsl.pipelines.datasets.folder import Folder
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.datasets.open_folder import Folder
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts import recipe_process
 from fastpsl.scripts.call import call
@@ -574,7 +574,7 @@ def test_random_weights_are_evaluated_too(tmp_path: Path) -> None:
 
 PROGRAM = """
 import os, sys, fastpsl
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 paths, out = sample_paths(), sys.argv[1]
 data = {"data": paths.train_32, "val": paths.test_32, "size_px": 32, "batch_size": 16}
 short = {"backbone": "resnet18", "epochs": 1, "max_steps_per_stage": 1}

@@ -23,7 +23,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Subset
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.plots.inline import png_bytes
 from fastpsl.training import Trained
 from tests.pipelines.written import photo_tree

@@ -27,7 +27,7 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.decoders.turbo import TurboDecoder
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.augment import AugmentName
 from fastpsl.pipelines.loader.loader import Loader

@@ -28,8 +28,8 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import MARK, MARK_START
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.interface.identity import parts_of, same_data
 from fastpsl.pipelines.interface.source import Sample
@@ -327,7 +327,7 @@ def test_an_index_is_made_anew_where_only_the_status_changed(
         said.append(text)
         return console_operation(text, *more)
 
-    monkeypatch.setattr("fastpsl.pipelines.datasets.folder.operation", operation)
+    monkeypatch.setattr("fastpsl.pipelines.datasets.open_folder.operation", operation)
 
     def shape() -> tuple[int, ...]:
         with Folder(path.parent.parent) as data:

@@ -37,7 +37,7 @@ import numpy as np
 from bench.evidence import splits
 from bench.evidence.splits import HELD_OUT, SEARCH, TRAIN
 from bench.pack_images import joined, pieces
-from fastpsl.pipelines.embedded.betons import NUM_TEST, NUM_TRAIN, VERSION, draw_part
+from fastpsl.pipelines.embedded.draw_sample import NUM_TEST, NUM_TRAIN, VERSION, draw_part
 from fastpsl.pipelines.readers.published import published
 
 LABELLED = "labelled"

@@ -15,7 +15,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.interface.dataset import read_bytes
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.tasks.jigsaw import Jigsaw

@@ -116,7 +116,7 @@ class ExtractionOptions:
         """
         from fastpsl.engine.run import open_given
         from fastpsl.evaluation.features import Extraction
-        from fastpsl.pipelines.embedded.betons import sample_paths
+        from fastpsl.pipelines.embedded.draw_sample import sample_paths
 
         if data is None and (run := run_of(weights)):
             data = run.train_images()
@@ -248,7 +248,7 @@ class Retrieve:
     def run(self) -> None:
         """Write the neighbours and print the figures; under torchrun every rank does its share."""
         from fastpsl.evaluation.neighbours import retrieve
-        from fastpsl.pipelines.embedded.betons import sample_paths
+        from fastpsl.pipelines.embedded.draw_sample import sample_paths
 
         gallery, queries = self.gallery, self.queries
         if run := run_of(self.checkpoint):

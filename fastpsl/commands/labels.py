@@ -114,7 +114,7 @@ class MakeLabels:
 
     def _of_no_network(self) -> None:
         from fastpsl.pipelines.datasets.open import open_data
-        from fastpsl.pipelines.embedded.betons import sample_paths
+        from fastpsl.pipelines.embedded.draw_sample import sample_paths
         from fastpsl.pipelines.interface.reading import Reading
         from fastpsl.tasks.pseudo_labels.baselines import make_labels
 

@@ -67,7 +67,7 @@ class Show:
         from fastpsl.engine.task import Task
         from fastpsl.files.system_errors import output_errors
         from fastpsl.pipelines.datasets.open import open_data
-        from fastpsl.pipelines.embedded.betons import sample_paths
+        from fastpsl.pipelines.embedded.draw_sample import sample_paths
         from fastpsl.pipelines.interface.reading import Reading
         from fastpsl.pipelines.loader.loader import Loader
         from fastpsl.plots.contact_sheet import captions, save_contact_sheet

@@ -1,10 +1,6 @@
 """The waits of a stage's steps for the loader. If they are long over a minute, a stage tells it once.
 
 The line has the share and names `fastpsl doctor`, which measures each part and finds the cause.
-
-On a CPU a step waits as long as `next(batches)` takes. On a GPU the host runs ahead, and its own waits say
-little. There a wait is the time in which the device had nothing to do before a batch was on it: the host
-waited for the batch, or the batch's copy had not ended.
 """
 
 import time
@@ -20,8 +16,8 @@ from fastpsl.console.words import number_of
 from fastpsl.engine.run import BatchSource
 from fastpsl.pipelines.loader.loader import Loader
 
-LONG_SHARE = 0.05
-WINDOW_S = 60.0
+LONG_SHARE = 0.05  # not measured; below it, a faster loader would save a twentieth of the time at most
+WINDOW_S = 60.0  # in a shorter one, a single slow read would count as much as a slow loader
 Item = TypeVar("Item")
 
 
@@ -88,6 +84,7 @@ class DataWaits:
         """Yield batches, and watch the time between them."""
         last_s = 0.0
         for i in count():
+            # The loader fills with an epoch's first batches, and empties with the last: neither is its pace.
             counts = self._num_ahead < i < num_left - self._num_ahead and not self._has_told
             launched = self._mark() if counts else None
             asked_s = self._clock()
@@ -116,6 +113,8 @@ class DataWaits:
         while self._pending and (self._pending[0][2] is None or self._pending[0][2].query()):
             wait, launched, came = self._pending.popleft()
             if launched is not None and came is not None:
+                # A GPU's host runs ahead, so its own waits say little. Between these two events the device
+                # had nothing to do: the host waited for the batch, or the batch's copy had not ended.
                 wait.idle_s = launched.elapsed_time(came) / 1e3
                 self._free += [launched, came]
             self._waits.num_batches += 1

@@ -36,7 +36,7 @@ from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
-PART = 16
+PART = 16  # what an interrupted pass repeats on each rank, at most; larger parts would be fewer files
 NAME, RECORD = "predictions.npz", "predictions.json"
 Predictions = dict[str, np.ndarray]
 """Name → array [n, ...] of an image, such as n boxes or one row of scores.

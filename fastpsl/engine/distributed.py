@@ -56,14 +56,16 @@ def own_commit() -> str | None:
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=10)
-    except subprocess.TimeoutExpired:  # a slow disk; no run ends for want of this record
+    except subprocess.TimeoutExpired:  # a slow disk: no run ends, or waits longer, for want of this record
         return None
     return done.stdout.strip() or None
 
 
 # torch wants it to be 0, before the group starts, where DDP's steps are captured as CUDA graphs.
 NCCL_FLAG = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
-_LOOK_AGAIN_S = 0.5  # a rank that starts later than this one changes the name
+# A rank that starts later than this one changes the name. A shorter time asks rank 0's store more often, a
+# longer one delays the start by as much (not measured).
+_LOOK_AGAIN_S = 0.5
 _stores: dict[tuple[str | None, str | None], dist.Store] = {}  # by the address of rank 0
 
 
@@ -120,12 +122,12 @@ def join_world(device_name: str, timeout_s: float) -> World:
     rank, size, local_rank, local_size = (number_in(name, n) for name, n in alone.items())
     device = choose_device(device_name, local_rank)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device)  # before the group, because NCCL takes the current device
     if size > 1:
         backend = "gloo"
         if device.type == "cuda":
             backend = "cpu:gloo,cuda:nccl"  # tensors on the CPU go over Gloo, so that no GPU waits for them
-            os.environ.setdefault(NCCL_FLAG, "0")
+            os.environ.setdefault(NCCL_FLAG, "0")  # now, before the group; a value of the user's stays
         timeout = timedelta(seconds=timeout_s)
         with operation(f"waiting for all {size} processes"):
             # Kept until the process ends: one that joins again might reach the store of rank 0's former
@@ -291,8 +293,10 @@ class StopSignal:
     exchanged over Gloo about once per second, so the GPU is never waited for.
     """
 
-    ask_every_s = 1.0  # torchrun kills the ranks 30 s after a signal
-    max_steps_between = 64  # later steps may be slower than those that were timed
+    # torchrun kills the ranks 30 s after a signal. An exchange after each step would delay fast ones.
+    ask_every_s = 1.0
+    # Later steps may be slower than those that were timed. With 0.23 s each, a signal is still heard in 15 s.
+    max_steps_between = 64
 
     def __init__(self, world: World, checkpoint_minutes: float):
         self.world = world
@@ -321,6 +325,7 @@ class StopSignal:
             return Decision(False, False)
         now = time.monotonic()
         due = self._checkpoint_s > 0 and now - self._last_checkpoint >= self._checkpoint_s
+        # In one tensor, for one exchange. A rank alone has none, and decides after each step.
         flags = torch.tensor([self.stop_requested, due, (now - self._last_asked) / self._steps_since])
         if self.world.size > 1:
             flags = highest_over_ranks(flags)

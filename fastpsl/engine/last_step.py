@@ -81,7 +81,9 @@ class Snapshot:
 
 
 LEAVE_AFTER_S = 15.0  # half of torchrun's limit; the other half is for writing
-LONG_STEP_S = LEAVE_AFTER_S / 3  # longer steps are copied to memory, which takes a fraction of a second
+# Longer steps are copied to memory, which takes a fraction of a second. After a shorter one, the next may
+# take three times as long and still ends in time.
+LONG_STEP_S = LEAVE_AFTER_S / 3
 
 
 @dataclass(eq=False)
@@ -109,7 +111,7 @@ class LastStep:
         # One thread from the start: where no memory is left, `Thread.start` may wait for ever (CPython 3.11).
         self._workers = Workers(int(run.world.rank == 0), "fastpsl-checkpoint")
         self._writing: Future[None] | None = None
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # `save`, `write` and `keep` hold it while they call each other
         self._over = threading.Event()
         self._watches = run.world.rank == 0 and run.owns_process
 
@@ -207,7 +209,7 @@ class LastStep:
     def _watch(self) -> None:
         numbers = set[int]()
         while not numbers & {0, signal.SIGTERM, signal.SIGINT}:
-            numbers = set(self._reader.recv(4096))
+            numbers = set(self._reader.recv(4096))  # a byte for each signal, more than ever wait
         if self._over.wait(LEAVE_AFTER_S):
             return
         with self._lock:

@@ -34,7 +34,7 @@ from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Subset, split_by_name
 from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder, decoders_of, is_kept_on_device
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.interface.dataset import Dataset, spread_indices
 from fastpsl.pipelines.interface.reading import Reading
 from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader

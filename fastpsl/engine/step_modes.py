@@ -280,11 +280,13 @@ def _may_be_written(tensor: Tensor) -> bool:
 
 
 # Steps of each variant before its capture: they load kernels, choose convolutions and fill the optimiser's
-# state. DDP times its buckets for longer (torch's notes on CUDA graphs).
+# state. torch's notes on CUDA graphs make 3, and with DDP, which times its buckets for longer, 11 at least.
 NUM_LAUNCHED, NUM_LAUNCHED_BY_DDP = 3, 11
-# Launched and captured steps from one state, which several ranks compare before they go on with replays.
+# Launched and captured steps from one state, which several ranks compare before they go on with replays. One
+# shows that an exchange is missing. With more, one that a replay does not wait for is likelier to show.
 NUM_COMPARED = 3
-_LOSSES_APART, _CHANGES_APART = 0.01, 0.1  # relatively, at most; sums are rounded in another order
+# Relatively, at most; sums are rounded in another order. Bounds by judgement: several GPUs were not measured.
+_LOSSES_APART, _CHANGES_APART = 0.01, 0.1
 
 
 class GraphChoice(NamedTuple):
@@ -389,7 +391,7 @@ class Proof:
         torch._foreach_sub_(self._gaps, self._changes)
         apart = (losses - self._losses).abs().max() / self._losses.abs().max()
         length, gap = (torch.stack(torch._foreach_norm(each)).norm() for each in (self._changes, self._gaps))
-        share = gap / length.clamp_min(1e-30)
+        share = gap / length.clamp_min(1e-30)  # 0 / 0, of weights that stay, would count as a difference
         # `not … <=`, because NaN is a difference, too.
         if not apart <= _LOSSES_APART:
             return f"the losses of captured steps differ from those of launched ones by {apart:.2g}"
@@ -478,7 +480,7 @@ class StepGraphs:
         """Replay a step once the last but one has ended."""
         if self._device.type != "cuda":
             return replay()
-        if len(self._ends) < 2:
+        if len(self._ends) < 2:  # two, so that the device has the next step while it makes one
             end = torch.cuda.Event(blocking=True)  # its wait sleeps, and would else occupy a core
         else:
             # Without a wait, the host would run ahead until CUDA's queue is full, hold the batches of all

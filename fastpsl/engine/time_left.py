@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from fastpsl.engine.plan import Stage
 
-# The pace is a mean over at most this many log intervals.
+# The pace is a mean over at most this many log intervals. Fewer would let the estimate jump, and more would
+# hide a change of pace for longer (not measured).
 PACE_INTERVALS = 20
-_KNOWN_BY = 2  # log intervals
+_KNOWN_BY = 2  # log intervals, because the first one may have what happens once, such as loading of kernels
 
 
 class WorkAhead(NamedTuple):

@@ -93,9 +93,10 @@ def next_on_all_ranks(batches: Iterator[One], world: World, save: Callable[[], s
     raise ValueError(message) from failure
 
 
-# The epoch numbers of a stage beyond all training: one half for its warm-up, the other for its passes.
+# The epoch numbers of a stage beyond all training: one half for its warm-up, the other for its passes. So
+# many are more than either takes, and 4,000 stages have room below the draws' 2**32 (kernels/draws.py).
 MAX_WARM_UP_EPOCHS = 1_000_000
-_TOLD_GAP_S = 0.1  # between two epochs
+_TOLD_GAP_S = 0.1  # between two epochs; a shorter gap is worth no line, whatever its share (not measured)
 
 
 def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrainer] | None" = None) -> bool:
@@ -126,6 +127,7 @@ def pretrain(experiment: Experiment, run: Run, trainer: "Callable[..., StageTrai
             return False
     with LastStep(run) as last_step:
         while len(position.summaries) < len(experiment.stages):
+            # A stage that has ended has its summary, and a checkpoint of its end still has its number.
             if len(position.summaries) > position.stage:
                 position.next_stage(experiment.stages[position.stage].max_epochs)
                 state = None  # head, optimiser and task begin anew with a stage
@@ -170,7 +172,7 @@ class StageTrainer:
         self.loader: BatchSource | None = None
         self.ended_s: float | None = None  # when the last epoch's last step was made
         self.val_views = experiment.val_views(stage)
-        run.data.begin_stage(stage)
+        run.data.begin_stage(stage)  # before what opens a loader, which takes the batch size from there
         options = run.options
         if state:  # within a stage, the choices of its start apply
             options = apply_kept_choices(options, state["choices"], self._check, run.reporter.log)
@@ -224,6 +226,7 @@ class StageTrainer:
             run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch, ahead)
             self._tell_choices(loader)
             warm_up_loader(run, task, self.stage, loader)
+            # Before the task's warm-up, whose passes in train mode change BatchNorm's statistics.
             if position.run_step == 0 and not run.resumed and not self.online_probe.look_untrained():
                 return False
             # An interrupted warm-up is not saved. A resumed run repeats it.
@@ -383,7 +386,7 @@ class StageTrainer:
         # By the position, so that a resume needs no generator's state; by the rank, for other dropout.
         torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
         place = (position.first_epoch, self.stage.max_epochs, self.all_epochs, position.stage)
-        started = time.perf_counter()
+        started = time.perf_counter()  # before the batch, because the wait for it is a part of the step
         lr = self.experiment.schedule(Moment(position.step, self.num_steps, *place))
         with progress.span(f"{step_words}: {waiting}", early=is_first):
             first = next_on_all_ranks(batches, run.world, self._save_last_step)
@@ -406,6 +409,7 @@ class StageTrainer:
                     if order is not None:
                         self._begin(number, order)
                 self._end_epoch()
+        # Last, because it may wait for the device, and an epoch that comes next has begun to load by now.
         run.reporter.step(position.step, position.run_step, lr, metrics)
         position.seconds += time.perf_counter() - started  # the reporter has waited for the device
 

@@ -15,7 +15,7 @@ from fastpsl.files.system_errors import output_errors
 from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.pipelines.datasets.open import OF_WEIGHTS, open_data
 from fastpsl.pipelines.datasets.subset import split_by_name
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.interface.reading import PLAIN
 from fastpsl.plots.clusters import draw_contents, draw_sizes, shown_classes
 from fastpsl.plots.contact_sheet import draw_filters

@@ -21,7 +21,7 @@ from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.system_errors import output_errors
 from fastpsl.pipelines.datasets.subset import Subset
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.plots.charts import draw_map
 
 MAX_SEED = 2**32 - 1

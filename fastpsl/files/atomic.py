@@ -55,7 +55,7 @@ class PartialFile(Uncopyable):
 
     def __init__(self, path: Path, partial: Path | None = None, keep: bool = False):
         self.path, self.partial = path, partial or partial_path(path)
-        while True:
+        while True:  # until the file that is locked is the one under this name
             self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             if try_lock(self.fd) is False:
                 os.close(self.fd)
@@ -126,6 +126,7 @@ def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = Tr
 @contextlib.contextmanager
 def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Yield a file to write and read, which gets its name at the end of the block."""
+    # A token, too, because threads write at once, and machines that share a disk have equal numbers.
     own = f"{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{_shortened(path.name)}.{own}.tmp")
     try:
@@ -140,7 +141,7 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):  # an error of writing names no file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    if durable:
+    if durable:  # the name, now that it is there
         sync_folder(path.parent)
 
 

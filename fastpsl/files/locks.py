@@ -15,7 +15,7 @@ from typing import IO
 
 from fastpsl.console.progress import operation
 
-_POLL_S = 0.02
+_POLL_S = 0.02  # a wait ends so much late at most; a try is one system call
 # struct flock: type, whence, start, length, pid (which must be 0).
 _FLOCK = "hhqqi4x"
 

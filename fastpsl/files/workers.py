@@ -23,11 +23,13 @@ from fastpsl.files.atomic import Uncopyable
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Queue = SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None]
-_EXIT_LIMIT_S, _LEAVING_LIMIT_S = 5.0, 1.0  # a thread that hangs in a read would be joined for ever
-_LEFT_TO_OTHERS = 8  # threads, where no more can be started
+# A thread that hangs in a read would be joined for ever. After Ctrl-C, people wait for the second limit,
+# which is shorter. Neither was measured: an image takes milliseconds.
+_EXIT_LIMIT_S, _LEAVING_LIMIT_S = 5.0, 1.0
+_LEFT_TO_OTHERS = 8  # threads, where no more can be started, for what starts some later, such as torch
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _GROUP = 8  # items per submission: single ones cost 0.1 ms of an image's 0.8
-_WINDOW = 3  # groups in flight per thread
+_WINDOW = 3  # groups in flight per thread, so that a slow image in front does not stop the others at once
 
 
 def usable_cores() -> int:

@@ -28,7 +28,7 @@ _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
 _WEYL_0 = np.uint64(0x9E3779B9)
 _WEYL_1 = np.uint64(0xBB67AE85)
 _Words: TypeAlias = "np.ndarray | np.uint64"
-_ROWS = 1 << 14  # so many fit into the cache
+_ROWS = 1 << 14  # a word of each takes 128 KiB, and a round has some of them in a core's cache
 MAX_WORDS = 4 * 256  # the block number has 8 bits of the counter's last word
 
 

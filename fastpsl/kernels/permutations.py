@@ -27,7 +27,7 @@ from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.kernels.jit import njit
 
 _POOL = 2**17  # candidates of the greedy search if n! is more: 2,000 of 16 or 25 pieces take a second
-_POINT_AT_INFINITY = 8
+_POINT_AT_INFINITY = 8  # of the projective line over GF(8), whose other points are 0 to 7
 
 
 @dataclass(frozen=True, eq=False)

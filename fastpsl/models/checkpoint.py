@@ -131,11 +131,12 @@ class CheckpointManager:
 
     def __init__(self, folder: Path, keep: int = 3):
         self.folder, self.start = folder, folder / "start.pt"
-        self.keep = keep
+        self.keep = keep  # more than one, because `newest` falls back where the last one is damaged
         self._tried = False
 
     def paths(self) -> list[Path]:
         """Return the complete checkpoints, oldest first."""
+        # By name, which is by step, because of the zeros in front.
         return sorted(p for p in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8}\.pt", p.name))
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
@@ -146,7 +147,7 @@ class CheckpointManager:
             TypeError: The state holds an object that weights_only would refuse to read.
         """
         path = self.write(self.folder / f"step-{step:08d}.pt", state)
-        for old in self.paths()[: -self.keep]:
+        for old in self.paths()[: -self.keep]:  # now that the new one is whole
             if old != path:
                 old.unlink()
         return path
@@ -163,7 +164,7 @@ class CheckpointManager:
                 if isinstance(error.__context__, (OSError, MemoryError)):
                     raise error.__context__ from None
                 raise
-            if not self._tried:
+            if not self._tried:  # once: later states are taken to hold the same types
                 self._try_to_read(file)
         return path
 

@@ -3,8 +3,8 @@ from .datasets.open import open_data as open_data
 from .datasets.subset import Subset as Subset
 from .datasets.voc.dataset import VOC as VOC
 from .datasets.voc.dataset import open_train_and_test as open_train_and_test
-from .embedded.betons import sample_paths as sample_paths
-from .embedded.voc import drawn_voc as drawn_voc
+from .embedded.draw_sample import sample_paths as sample_paths
+from .embedded.draw_voc import drawn_voc as drawn_voc
 from .interface.dataset import Dataset as Dataset
 from .interface.dataset import require_labels as require_labels
 from .loader.batch import Batch as Batch

@@ -227,7 +227,7 @@ def _is_there(source: str) -> bool:
 
 def _found(options: PretrainOptions, at_most: int | None) -> Glance:
     from fastpsl.pipelines.datasets.open import glance  # imports numba, which --help does without
-    from fastpsl.pipelines.embedded.betons import sample_paths
+    from fastpsl.pipelines.embedded.draw_sample import sample_paths
 
     return glance(options.data or sample_paths().train, at_most, options.cache_dir, options.cache_gb)
 

@@ -22,7 +22,7 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.datasets.open import open_data
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.interface.source import Sample
 from fastpsl.pipelines.views import Input
 from fastpsl.tasks.pseudo_labels.baselines import (

@@ -12,7 +12,7 @@ from fastpsl.commands.show import RECIPES
 from fastpsl.commands.show_tasks import task_of
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from recipes import jigsaw_r50

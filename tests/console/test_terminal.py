@@ -36,7 +36,7 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
 from fastpsl.files.workers import num_local_ranks
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.scripts.launch import launch
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import tiny_recipe

@@ -30,7 +30,7 @@ from fastpsl.files import workers
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.views import ViewSpec, short_side_px
 from fastpsl.scripts import forecast
 from tests.cli import Cli, Outcome, refused

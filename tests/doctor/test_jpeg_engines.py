@@ -23,7 +23,7 @@ from fastpsl.doctor.loader_rates import (
 from fastpsl.doctor.measurements import JpegEngines
 from fastpsl.engine import gpu
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from tests.doctor.measured import no_limit
 from tests.fake_nvml import Nvml
 from tests.pipelines.photos import RAW, photo, write

@@ -14,7 +14,7 @@ from typing_extensions import override
 from fastpsl.engine import last_step
 from fastpsl.engine.distributed import StopSignal
 from fastpsl.engine.experiment import Experiment
-from fastpsl.pipelines.embedded.betons import NUM_TRAIN
+from fastpsl.pipelines.embedded.draw_sample import NUM_TRAIN
 from fastpsl.scripts.launch import launch
 from tests.tasks.nearest_key_recipe import RECIPE as NEAREST_KEY
 from tests.tasks.nearest_key_recipe import NearestKey, Options, build

@@ -17,7 +17,7 @@ from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.train_step import TrainStep
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.scripts.launch import launch
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import runs_closed, tiny_recipe

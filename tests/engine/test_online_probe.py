@@ -29,7 +29,7 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.filters import Sobel
 from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import Input, ViewSpec, center_view
 from fastpsl.plots import charts

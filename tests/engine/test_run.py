@@ -21,7 +21,7 @@ from fastpsl.engine.run import RunData, choose_run_decoder, decoder_choice
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.pipelines.decoders import libffcv, resident
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.pseudo_labels.file import write_labels
 from fastpsl.tasks.pseudo_labels.scores import label_figures

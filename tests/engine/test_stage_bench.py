@@ -21,7 +21,7 @@ from fastpsl.engine.stage_bench import StageBench, endless
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.tasks.rotation import Rotation
 from tests.engine.tiny import TinyNet, noise_batch
 

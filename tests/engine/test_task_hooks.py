@@ -31,7 +31,7 @@ from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.open import Classes
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.interface.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec

@@ -19,7 +19,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.teacher import Teacher
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, ViewSpec
 from fastpsl.scripts import recipe_process

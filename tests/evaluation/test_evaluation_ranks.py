@@ -30,7 +30,7 @@ from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result_file import read_result
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.plots import charts
 from fastpsl.scripts.recipe import Evaluation
 from fastpsl.scripts.recipe_files import find_recipe

@@ -31,8 +31,8 @@ from fastpsl.kernels.geometry import Enlarge
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.datasets.folder import Folder
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.datasets.open_folder import Folder
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.interface.dataset import MODE_RAW, Dataset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import Input, center_view

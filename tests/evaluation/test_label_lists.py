@@ -12,10 +12,10 @@ import pytest
 from fastpsl.evaluation.few_labels import draw_label_list, read_label_list, source_names, write_label_list
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import tree, write_folder
 

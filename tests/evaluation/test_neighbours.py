@@ -25,7 +25,7 @@ from fastpsl.kernels.nearest import (
 )
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.plots.neighbours import draw_neighbours
 from fastpsl.tables.results import index_runs
 from tests.cli import Cli

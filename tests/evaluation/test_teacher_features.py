@@ -34,7 +34,7 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.models.teacher import Teacher
 from fastpsl.models.weights import Pretrained, sha256_of_tensors
 from fastpsl.pipelines.datasets.open import open_data
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import Input, center_view
 from tests.cli import Cli

@@ -13,7 +13,7 @@ import fastpsl
 from fastpsl.evaluation.result_file import read_result
 from fastpsl.evaluation.tsne import embed, fitting_perplexity, same_class
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.plots.charts import MAX_NAMED, draw_map
 from fastpsl.tables.results import index_runs
 from tests.cli import Cli

@@ -45,8 +45,8 @@ from fastpsl.pipelines.beton.output import Journal
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.datasets import folder as folders
 from fastpsl.pipelines.datasets import measured
+from fastpsl.pipelines.datasets import open_folder as folders
 from fastpsl.pipelines.datasets.open import open_data, open_source
 from fastpsl.pipelines.datasets.voc.annotations import read_mask
 from fastpsl.pipelines.datasets.voc.dataset import VOC, _bytes

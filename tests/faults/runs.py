@@ -19,7 +19,7 @@ import torch
 
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.interface.source import Sample
 from tests.faults.report import ROOT, Outcome
 from tests.pipelines.photos import jpeg, photo

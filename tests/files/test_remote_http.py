@@ -24,7 +24,7 @@ from fastpsl.pipelines.beton import remote
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import ALLOCATION, HEADER
 from fastpsl.pipelines.datasets.open import open_data
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.readers.parquet import parquet_files
 from fastpsl.pipelines.readers.tar import tar_source
 from tests.pipelines.photos import jpeg, photo

@@ -44,7 +44,7 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.write import convert_one
-from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.datasets.voc import dataset as voc
 from fastpsl.pipelines.decoders import dali, dali_pipeline, libffcv
 from fastpsl.pipelines.decoders.choose import reason_of

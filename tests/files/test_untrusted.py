@@ -18,7 +18,7 @@ from fastpsl.files.untrusted import check_zip, read_npy
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.foreign_weights import read_weights
 from fastpsl.pipelines.datasets.open import open_data
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.tasks.jigsaw import read_permutations
 from fastpsl.tasks.pseudo_labels.file import read_labels
 

@@ -27,7 +27,7 @@ from fastpsl.models.given import given
 from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.models.own_backbone import Wrapped
 from fastpsl.models.weights import random_weights, sha256_of_tensors
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.scripts.beginning import _of_module
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.cheaper import FC_WIDTH

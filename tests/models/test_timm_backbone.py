@@ -29,7 +29,7 @@ from fastpsl.models.foreign_weights import recognise
 from fastpsl.models.given import given
 from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.models.timm_backbone import maps_of, tokens_of
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.views import Input
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.transfer.segmentation.fcn import network_of

@@ -30,7 +30,7 @@ from fastpsl.models.foreign_weights import safetensors_bytes
 from fastpsl.models.initial_weights import load_pretrained, recorded_backbone
 from fastpsl.models.weights import fill, random_weights, was_cut_short
 from fastpsl.pipelines.datasets.open import open_data
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
 from fastpsl.scripts.command_line import parse

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader, read_image
 from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.pipelines.loader.order import epoch_order

@@ -29,7 +29,7 @@ from fastpsl.files.remote.cache import Cache
 from fastpsl.files.workers import Workers
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.decoders import libffcv
 from fastpsl.pipelines.decoders.memory import Arenas

@@ -13,7 +13,7 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.geometry import Flip
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.decoders import dali
 from fastpsl.pipelines.loader.batch import ALIGNMENT
 from fastpsl.pipelines.loader.loader import Loader

@@ -20,7 +20,7 @@ from fastpsl.kernels.fused_cuda import isotropic as fused
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px, reach_px
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.decoders import turbo
 from fastpsl.pipelines.decoders.pillow import PillowDecoder
 from fastpsl.pipelines.decoders.turbo import plan_windows

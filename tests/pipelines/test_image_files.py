@@ -34,8 +34,8 @@ from fastpsl.pipelines.beton.encode import (
 from fastpsl.pipelines.beton.output import bad_path
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.datasets import folder as folder_module
-from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets import open_folder as folder_module
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.decoders import libffcv
 from fastpsl.pipelines.image import image_file, libturbo
 from fastpsl.pipelines.image.bands import is_missing

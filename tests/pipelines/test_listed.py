@@ -18,8 +18,8 @@ import torch
 from fastpsl.cli import main
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.datasets.folder import Folder, Listed
 from fastpsl.pipelines.datasets.open import classes_of, open_data, open_source
+from fastpsl.pipelines.datasets.open_folder import Folder, Listed
 from fastpsl.pipelines.datasets.voc.dataset import class_names as voc_classes
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.readers.listed import ImageList, image_list, labelled_folder

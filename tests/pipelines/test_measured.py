@@ -112,7 +112,7 @@ def test_a_normalised_12_bit_image_has_a_std_of_about_one(tmp_path: Path) -> Non
 def test_a_measurement_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, images = scans(tmp_path / "scans")
     monkeypatch.setattr(measured, "NUM_MEASURED", 7)
-    monkeypatch.setattr("fastpsl.pipelines.datasets.folder.NUM_MEASURED", 7)
+    monkeypatch.setattr("fastpsl.pipelines.datasets.open_folder.NUM_MEASURED", 7)
     looked, look = [], measured.look_at_values
 
     def counting(*given: object) -> object:

@@ -13,8 +13,8 @@ from fastpsl.pipelines.beton.output import bad_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import info
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.open import check_form, open_data
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.interface.source import is_image
 from fastpsl.pipelines.readers.folder import folder_classes, image_folder
 from tests.pipelines.photos import jpeg, photo

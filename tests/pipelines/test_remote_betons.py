@@ -36,7 +36,7 @@ from fastpsl.pipelines.beton.upload import StagedUpload
 from fastpsl.pipelines.datasets.open import open_data, open_source
 from fastpsl.pipelines.datasets.shared_images import shared_images
 from fastpsl.pipelines.datasets.subset import Subset
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.faults.runs import beton as write_beton_of_photos

@@ -16,8 +16,8 @@ from torchvision.ops import box_iou
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.pipelines.embedded import betons
-from fastpsl.pipelines.embedded.betons import (
+from fastpsl.pipelines.embedded import draw_sample
+from fastpsl.pipelines.embedded.draw_sample import (
     NUM_TEST,
     NUM_TRAIN,
     VERSION,
@@ -25,21 +25,21 @@ from fastpsl.pipelines.embedded.betons import (
     draw_part,
     sample_paths,
 )
+from fastpsl.pipelines.embedded.draw_voc import draw_voc, drawn_voc
 from fastpsl.pipelines.embedded.patterns import CLASS_NAMES, draw_image
 from fastpsl.pipelines.embedded.shapes import CLASS_NAMES as SHAPE_NAMES
 from fastpsl.pipelines.embedded.shapes import draw_scene
-from fastpsl.pipelines.embedded.voc import draw_voc, drawn_voc
 from fastpsl.pipelines.loader.annotated import read_image
 from tests.pipelines.photos import pil_decode
 from tests.programs import said_at_once
 
 # Of few images, because to draw all takes seconds.
 MAKE = """
-from fastpsl.pipelines.embedded import betons, voc
-betons.NUM_TRAIN, betons.NUM_TEST, draw = 16, 8, voc.draw_voc
-voc.draw_voc = lambda folder, *nums, **more: draw(folder, 6, 3)
-print(betons.sample_paths())
-print(voc.drawn_voc())
+from fastpsl.pipelines.embedded import draw_sample, draw_voc
+draw_sample.NUM_TRAIN, draw_sample.NUM_TEST, draw = 16, 8, draw_voc.draw_voc
+draw_voc.draw_voc = lambda folder, *nums, **more: draw(folder, 6, 3)
+print(draw_sample.sample_paths())
+print(draw_voc.drawn_voc())
 """
 
 
@@ -52,7 +52,7 @@ def small(path: Path) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.slow
 def test_several_processes_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = said_at_once(MAKE, {"XDG_CACHE_HOME": str(tmp_path)}, num=2)
-    for function in ("betons.draw_part", "voc.draw_voc"):
+    for function in ("draw_sample.draw_part", "draw_voc.draw_voc"):
         fail = lambda *arguments, **more: pytest.fail("drawn again")
         monkeypatch.setattr(f"fastpsl.pipelines.embedded.{function}", fail)
     paths, root = sample_paths(tmp_path / "fastpsl"), drawn_voc(tmp_path / "fastpsl")
@@ -66,7 +66,7 @@ def test_several_processes_make_it_once(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_part_that_was_damaged_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(sample_paths().train.parent, tmp_path / VERSION)
     drawn = list[Path]()
-    monkeypatch.setattr(betons, "draw_part", lambda part, *_: drawn.append(part))
+    monkeypatch.setattr(draw_sample, "draw_part", lambda part, *_: drawn.append(part))
     paths = sample_paths(tmp_path)
     with open(paths.test_32, "r+b") as file:
         file.truncate(1000)

@@ -13,8 +13,8 @@ from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.beton.pages import pages_of
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import CHUNK
-from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.datasets.open import glance
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.datasets.subset import Subset, Synthetic, held_back, split_by_name
 from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader import order as order_module

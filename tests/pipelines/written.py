@@ -13,7 +13,7 @@ import pytest
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.output import WriteReport
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.datasets import folder as folders
+from fastpsl.pipelines.datasets import open_folder as folders
 from fastpsl.pipelines.interface.source import Sample
 from fastpsl.pipelines.readers.folder import image_folder
 from tests.pipelines.photos import jpeg, photo

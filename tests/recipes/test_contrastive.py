@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastpsl.engine import gpu
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from tests.programs import digests, newest_checkpoint
 from tests.recipes.in_process import differences, goes_on, ran, start, words
 from tests.slow import slow

@@ -11,7 +11,7 @@ import pytest
 
 from fastpsl.engine import experiment, step_modes
 from fastpsl.engine.step_modes import GraphChoice
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from tests import cheaper
 from tests.programs import ROOT, SMALL_NET, digests, newest_checkpoint, run, run_fresh
 from tests.recipes.in_process import start

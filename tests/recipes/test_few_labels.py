@@ -26,7 +26,7 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import Input, ViewSpec, center_view

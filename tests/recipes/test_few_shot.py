@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.transfer.few_shot import classes_of, draw_episodes, num_hits
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import write_labelled

@@ -14,7 +14,7 @@ import torch
 
 from fastpsl.evaluation.features import Extraction
 from fastpsl.kernels import fused
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.views import Input, ViewSpec
 from fastpsl.transfer.few_shot import SmallImages

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from tests import programs
 from tests.programs import ROOT, digests, newest_checkpoint, newest_step, run_until
 from tests.recipes.in_process import ran, words

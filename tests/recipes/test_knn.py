@@ -18,7 +18,7 @@ from fastpsl.evaluation.neighbours import score
 from fastpsl.evaluation.result_file import read_result
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.plots.neighbours import draw_neighbours
 from tests.engine.tiny import one_process

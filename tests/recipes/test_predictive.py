@@ -13,7 +13,7 @@ import pytest
 
 from fastpsl.cli import main
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.embedded.betons import NUM_TRAIN, sample_paths
+from fastpsl.pipelines.embedded.draw_sample import NUM_TRAIN, sample_paths
 from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.pipelines.photos import RAW, jpeg, photo, write

@@ -18,7 +18,7 @@ from fastpsl.evaluation.result_file import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.geometry import Flip, Shift
 from fastpsl.models.weights import random_weights
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.embedded.patterns import CLASS_NAMES
 from fastpsl.scripts.launch import launch
 from fastpsl.scripts.recipe_files import find_recipe

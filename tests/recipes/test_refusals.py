@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fastpsl.pipelines.embedded.betons import sample_paths
-from fastpsl.pipelines.embedded.voc import draw_voc
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
+from fastpsl.pipelines.embedded.draw_voc import draw_voc
 from tests.pipelines.written import photo_tree, write_labelled
 from tests.recipes.in_process import refused, start
 

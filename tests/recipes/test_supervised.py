@@ -12,7 +12,7 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.models.initial_weights import load_pretrained
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Subset
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from tests.pipelines.written import write_labelled
 from tests.programs import newest_checkpoint
 from tests.recipes.in_process import built, differences, refused, start, words

@@ -14,7 +14,7 @@ from fastpsl.engine.dataset_pass import NAME, read_predictions
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.evaluation.result_file import read_result
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.pipelines.embedded.voc import draw_voc
+from fastpsl.pipelines.embedded.draw_voc import draw_voc
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.transfer.classification.task import PROTOCOLS, label_scores
 from tests.programs import digests, newest_checkpoint

@@ -20,7 +20,7 @@ from fastpsl.engine.optim.schedules import Moment
 from fastpsl.evaluation.result_file import read_result
 from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.pipelines.embedded.voc import draw_voc, drawn_voc
+from fastpsl.pipelines.embedded.draw_voc import draw_voc, drawn_voc
 from fastpsl.transfer.detection.box_scores import box_scores
 from fastpsl.transfer.detection.protocols import PROTOCOLS
 from tests.programs import newest_checkpoint

@@ -18,7 +18,7 @@ from fastpsl.engine.optim.schedules import Moment
 from fastpsl.evaluation.result_file import read_result
 from fastpsl.pipelines.datasets.voc.annotations import mask_png
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.pipelines.embedded.voc import draw_voc
+from fastpsl.pipelines.embedded.draw_voc import draw_voc
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.transfer.segmentation.task import PROTOCOLS, changed, mask_scores, with_background
 from tests.pipelines.voc_folders import sbd, voc_2012

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.svm import LinearSVC
 
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.pipelines.embedded.voc import draw_voc
+from fastpsl.pipelines.embedded.draw_voc import draw_voc
 from fastpsl.transfer.svm.svm import COSTS, VISSL, Classes, constants_of
 from tests.recipes.in_process import ran, refused, start
 

@@ -10,7 +10,7 @@ import torch
 
 import fastpsl
 from fastpsl.models.factory import make_backbone
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.scripts.after_training import why_not_better
 
 VALUES: dict[str, Any] = {

@@ -30,7 +30,7 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.models.initial_weights import open_initial
 from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.datasets.open import open_data
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import Input, center_view
 from fastpsl.scripts.beginning import _least_bytes, begun, with_first_learning

@@ -9,7 +9,7 @@ import pytest
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import held_back
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.scripts import forecast, launch, presets
 from fastpsl.scripts.presets import CPU_PRESETS, MIN_STEPS, cpu_values, small_values
 from fastpsl.scripts.recipe import Recipe

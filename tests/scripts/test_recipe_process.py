@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.scripts import after_training, recipe_process
 from fastpsl.scripts.launch import launch

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.pipelines.embedded.voc import draw_voc
+from fastpsl.pipelines.embedded.draw_voc import draw_voc
 from fastpsl.tables import psl, rows, uic
 from fastpsl.tables.data_sets import digests_of_other_data
 from fastpsl.tables.page import markdown

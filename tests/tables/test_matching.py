@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastpsl.pipelines.datasets.open import open_data
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.tables.page import markdown
 from fastpsl.tables.results import index_runs
 from fastpsl.tables.rows import FEW_LABELS, MOCO, MORE_LABELS, Weights

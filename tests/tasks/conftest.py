@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.embedded.landscapes import landscape
+from fastpsl.pipelines.embedded.backgrounds import landscape
 from tests.pipelines.written import write_raw
 
 

@@ -9,7 +9,7 @@ sys.path[:0] = [str(ROOT / "docs" / "tutorials"), str(ROOT)]
 
 from example_task import NearestKey
 
-from fastpsl.pipelines.embedded.betons import NUM_TRAIN, sample_paths
+from fastpsl.pipelines.embedded.draw_sample import NUM_TRAIN, sample_paths
 from fastpsl.pretext import Experiment, PretrainOptions, Recipe, launch, sgd, step_drops
 from tests.engine.tiny import TinyNet
 

@@ -14,7 +14,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule
 from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, center_view, train_view
 from fastpsl.tasks.classify import Classify

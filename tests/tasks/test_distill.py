@@ -28,7 +28,7 @@ from fastpsl.models.teacher import Teacher, open_teacher
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.decoders.choose import open_decoder
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.interface.reading import Reading
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.stages import LoaderSpec, plan

@@ -28,7 +28,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.tasks.pseudo_labels.iic import (
     EPS,
     IIC,

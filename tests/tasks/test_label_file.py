@@ -15,7 +15,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Subset
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.interface.source import Sample
 from fastpsl.tasks.pseudo_labels.file import Labels, labels_of, read_labels, write_labels
 from tests.pipelines.photos import jpeg, photo

@@ -25,7 +25,7 @@ from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, center_view, train_view
 from fastpsl.tasks.pseudo_labels.deepcluster import TOP_STD, clustered_features

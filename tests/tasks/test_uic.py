@@ -30,7 +30,7 @@ from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, StageTrainer, pretrain
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.pipelines.embedded.betons import sample_paths
+from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.order import balanced_order
 from fastpsl.pipelines.views import Input
 from fastpsl.tasks.pseudo_labels import uic

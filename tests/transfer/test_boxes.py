@@ -14,7 +14,7 @@ from scipy.io import savemat
 from fastpsl.console.installed import install
 from fastpsl.pipelines.datasets.voc.annotations import Objects
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.pipelines.embedded.voc import draw_voc
+from fastpsl.pipelines.embedded.draw_voc import draw_voc
 from fastpsl.pipelines.interface.dataset import SampleTable
 from fastpsl.transfer.detection.box_scores import (
     IOUS,

@@ -27,7 +27,7 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.geometry import Flip
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.pipelines.embedded.voc import draw_voc
+from fastpsl.pipelines.embedded.draw_voc import draw_voc
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import Input
 from fastpsl.plots.charts import draw_classes

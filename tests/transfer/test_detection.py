@@ -24,7 +24,7 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.pipelines.embedded.voc import draw_voc
+from fastpsl.pipelines.embedded.draw_voc import draw_voc
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
 from fastpsl.pipelines.views import CHANNELS, Input, center_view
 from fastpsl.transfer.classification.task import MultiCropPredictor

@@ -29,7 +29,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.models.convolutional import AlexNet
 from fastpsl.pipelines.datasets.voc.annotations import VOID, palette
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.pipelines.embedded.voc import draw_voc
+from fastpsl.pipelines.embedded.draw_voc import draw_voc
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
 from fastpsl.pipelines.views import Input
 from fastpsl.plots.detections import Shown, draw_masks

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 
 ALLOWED = "s3://, gs://, hf:// or https://"
-_CONNECT_S, _READ_S = 10, 30  # waits for a connection, and for the next bytes of an answer
-_ANSWER_S = 60.0  # a single answer; several are under way at a time
+# Waits for a connection, and for the next bytes of an answer: botocore's own are 60 s each, after which
+# `persistently` would have no time left for another try.
+_CONNECT_S, _READ_S = 10, 30
+_ANSWER_S = 60.0  # a single answer: 8 MiB come at 140 kB/s; several are under way at a time
 
 
 _PACKAGES = {  # what fsspec needs for each scheme
@@ -103,10 +105,14 @@ def answer(files: "AbstractFileSystem", name: str, *arguments: Any, **options: A
     return sync(files.loop, getattr(files, f"_{name}"), *arguments, timeout=_ANSWER_S, **options)
 
 
-LIMIT_S = 60.0  # of tries before there is a loader with a limit of its own
+# Of tries before there is a loader with a limit of its own: a minute outlasts the restart of a server or a
+# short failure of the network (not measured).
+LIMIT_S = 60.0
 # The names under which fsspec's file systems tell a file's version.
 _VERSIONS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime")
-_END_BYTES = 1 << 16  # of each end of a file; their digest is its version if the server tells none
+# Of each end of a file; their digest is its version if the server tells none. A dataset file has its header
+# and the end of its last table there, so that most changes show.
+_END_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -259,8 +265,8 @@ def _size_and_version(info: dict[str, Any]) -> tuple[int, str]:
     return int(info.get("size") or 0), version
 
 
-_BLOCK_BYTES = 8 << 20
-_NUM_AHEAD = 4  # blocks fetched before they are read
+_BLOCK_BYTES = 8 << 20  # as a page of a dataset file has; the version is asked for after each
+_NUM_AHEAD = 4  # blocks fetched before they are read, 32 MiB of memory for each stream (not measured)
 
 
 @final

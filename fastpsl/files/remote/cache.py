@@ -33,10 +33,12 @@ from fastpsl.files.remote.address import RemoteObject
 from fastpsl.files.system_errors import remedy
 
 _PUNCH_HOLE = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-_SHARE_OF_DISK = 0.8  # of what is free, where no bound is given
-# Room is made for a 32nd of the bound more than is needed, because each time all lists of parts are read.
+_SHARE_OF_DISK = 0.8  # of what is free, where no bound is given; the rest is left to other programs
+# Room is made for a 32nd of the bound more than is needed, because each time all lists of parts are read. A
+# larger share would give up more of what is needed again (not measured).
 _SHARE_AT_ONCE = 32
-_OPEN_LIMIT_S = 30.0  # for the lock, which others hold while they remove what makes room
+_OPEN_LIMIT_S = 30.0  # for the lock, which others hold while they make room: some seconds at most (a guess)
+# 24 bytes. `time` is in seconds since 1970, which 32 bits hold until 2106.
 _PART = np.dtype([("start", "<i8"), ("stop", "<i8"), ("time", "<u4")], align=True)
 _IS_OPEN = 1 << 40  # the lock of every process that has the file open, beyond all parts
 _NAME = "data.beton"  # not the remote file's, which may be too long, or end as a list of parts does
@@ -71,12 +73,13 @@ class Cache:
         with cache_errors(self.folder):
             self._files = self.folder / "files"
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Among temporary files anybody may make a folder of this name, and change the data in it later.
             if self.folder.stat().st_uid != os.getuid():
                 raise ValueError(
                     f"--cache-dir {self.folder}: belongs to another user; give a folder of your own"
                 )
             self._files.mkdir(exist_ok=True)
-            (self.folder / "lock").touch()
+            (self.folder / "lock").touch()  # `locked` would make it, but here an error names the option
             _require_holes(self.folder)
             free = shutil.disk_usage(self.folder).free + self.num_bytes()
         self.max_bytes = int(max_gb * 1e9 if max_gb is not None else _SHARE_OF_DISK * free)
@@ -91,7 +94,8 @@ class Cache:
 
         `parts` has the start and stop of each part, int64 [num_parts, 2], in bytes, without overlaps.
         """
-        # By the boot, because bytes that count as present may not be on the disk when the machine stops.
+        # By the boot, because bytes that count as present may not be on the disk when the machine stops. By
+        # the parts, because all processes write the list of parts. 80 bits tell all keys apart.
         key = f"{_boot()}\n{remote.address}\n{remote.num_bytes}\n{remote.version}\n".encode()
         place = self._files / blake2b(key + parts.tobytes(), digest_size=10).hexdigest()
         # Locked, because `_give_up` removes folders that nobody has open.
@@ -126,7 +130,7 @@ class Cache:
         """Return the bytes that the cache's files take on the disk."""
         num_blocks = 0
         for place in os.scandir(self._files):
-            with suppress(FileNotFoundError, NotADirectoryError):
+            with suppress(FileNotFoundError, NotADirectoryError):  # removed meanwhile, or no folder of ours
                 num_blocks += sum(entry.stat().st_blocks for entry in os.scandir(place.path))
         return 512 * num_blocks  # st_blocks counts 512 bytes, whatever the disk's blocks are
 
@@ -209,7 +213,7 @@ class CachedFile(Uncopyable):
         self._cache.make_room(self, part, limit_s)
         write_all(self.fd, data, int(self.parts[part, 0]))
         self._table["time"][part] = _now()  # after the bytes, because from here on the part counts as present
-        self._locks.try_shared(part)
+        self._locks.try_shared(part)  # the exclusive one becomes a shared one, so others may use it, too
 
     def give_back(self, part: int) -> None:
         """End the hold or the claim of a part. It stays until its room is needed."""
@@ -267,7 +271,7 @@ def _punch(fd: int, start: int, num_bytes: int) -> None:
 def _require_holes(folder: Path) -> None:
     """Raise OSError unless files in the folder can be written, and parts of them given up."""
     with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(bytes(8192))
+        file.write(bytes(8192))  # two blocks of most file systems, of which the first can be given up whole
         file.flush()
         _punch(file.fileno(), 0, 4096)
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 HELP = "https://fastpsl.github.io/fastpsl/how_to/remote_data.html#credentials"
-_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.2, 5.0
-TELL_AFTER_S = 5.0
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.2, 5.0  # doubled in between, so a minute has about twenty tries
+TELL_AFTER_S = 5.0  # most failures pass before, and are worth no line (not measured)
 _TELL_AGAIN_S = 30.0  # many parts wait for one server
 NEVER = threading.Event()
 _FINAL = {401: "credentials", 403: "credentials", 404: "missing", 410: "missing"}

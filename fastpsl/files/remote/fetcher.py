@@ -16,9 +16,11 @@ from fastpsl.files.system_errors import remedy
 from fastpsl.files.workers import Workers
 
 NUM_CONNECTIONS = 16  # 16 requests of 8 MiB are what a line of 10 Gbit/s holds at a latency of 100 ms
-_MAX_WRONG = 4  # answers with wrong bytes, before they count as the file's own
+_MAX_WRONG = 4  # answers with wrong bytes, before they count as the file's own (chosen, not measured)
 _NUM_WAITS = 8  # whose pages stay held; more than the batches that a loader has in flight by default
-_POLL_S, _CLOSE_LIMIT_S = 0.02, 5.0  # polled, because nothing tells when another process ends a lock
+# Polled, because nothing tells when another process ends a lock. A request may hang for longer than the
+# limit; its thread, a daemon, is then left alone.
+_POLL_S, _CLOSE_LIMIT_S = 0.02, 5.0
 
 
 class Page(NamedTuple):
@@ -54,7 +56,7 @@ class Fetcher:
         self._fetches: dict[int, _Fetch] = {}
         self._is_planned = np.zeros(len(pages), bool)
         self._loose: OrderedDict[int, None] = OrderedDict()  # the last one used is the last
-        self._max_loose = _NUM_WAITS * NUM_CONNECTIONS
+        self._max_loose = _NUM_WAITS * NUM_CONNECTIONS  # 128 pages, 1 GiB; `wait` raises it as it must
         self._left = threading.Event()
         self._lock = threading.Lock()  # never held during a request or while waiting
         self._num_waiting, self._waiting_since = 0, 0.0
@@ -207,7 +209,7 @@ class Fetcher:
                 # Other threads and processes give parts back, and then there is room.
                 is_passing = isinstance(error, BusyError) and not self._left.is_set()
                 if is_passing and time.monotonic() < deadline:
-                    time.sleep(10 * _POLL_S)
+                    time.sleep(10 * _POLL_S)  # longer, because each try reads all lists of parts
                     continue
                 advice = remedy(error, "start again")
                 if isinstance(error, BusyError):
@@ -238,7 +240,7 @@ class Fetcher:
         return persistently(read, remote.address, self.limit_s, self._left)
 
     def _wait_for(self, page: int, fetch: _Fetch) -> None:
-        # Another thread tries for `limit_s`, perhaps after others before it in the queue.
+        # Another thread tries for `limit_s`, perhaps after others before it in the queue: half as long again.
         deadline = time.monotonic() + 1.5 * self.limit_s
         while not fetch.done.wait(0.1):  # in short waits, to notice `leave`
             if self._left.is_set() or time.monotonic() > deadline:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 # mypy: disable-error-code="no-untyped-def"
 
-BLOCK = 256
+BLOCK = 256  # 2 values per thread, of 4 warps; no measurement of others is kept
 
 
 @triton.jit

@@ -279,7 +279,8 @@ def gradient_pass(
 
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-# The size of a tile. Its rows give a thread 32 values of one map, or 16 of several.
+# The size of a tile. Its rows give a thread 32 values of one map, or 16 of several: more would take registers
+# from other programs.
 CHANNELS = 64
 MOMENTS_ROWS, ROWS = 64, 32
 # Warps of a multiprocessor. In passes that leave sums all of them run at once, and the last one adds the sums

@@ -18,8 +18,8 @@ from torch import Tensor
 
 # mypy: disable-error-code="no-untyped-def"
 
-BLOCK = 4096
-NUM_ADDRESSES = 64  # of a launch
+BLOCK = 4096  # 16 values per thread, of 8 warps; no measurement of others is kept
+NUM_ADDRESSES = 64  # of a launch: 512 of the 4,096 bytes of arguments that any CUDA takes
 
 
 @triton.jit(do_not_specialize=["addresses"])

@@ -154,6 +154,8 @@ ORDERS = (
 BLOCK = 1024
 COLOUR_STEPS = 2
 MEAN_STEPS = 4
+# A program of one warp has a tile of 32 px, 8 rows at a time. One that interleaves has 1,024 pixels. No
+# measurement of others is kept.
 GRADIENT_TILE = 32
 GRADIENT_ROWS = 8
 INTERLEAVE_QUADS = 256

@@ -17,7 +17,7 @@ from torch import Tensor
 
 # mypy: disable-error-code="no-untyped-def"
 
-MAX_PLACES = 15
+MAX_PLACES = 15  # of four bits' 16 numbers one says that there is none
 NO_PLACE = tl.constexpr(15)
 
 

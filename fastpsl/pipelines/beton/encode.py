@@ -34,7 +34,7 @@ from fastpsl.pipelines.interface.reading import Reading
 # a progressive CMYK JPEG 12, HEIC 10, RGBA 7, 16-bit grey and GIF 5.
 BYTES_PER_PIXEL = 25
 LARGE_PIXELS = 1 << 23  # smaller images do not wait: 210 MB per thread at most
-TOGETHER_BYTES = 4 << 30
+TOGETHER_BYTES = 4 << 30  # of all threads' large images; less would make them wait more (not measured)
 
 
 class MemoryGate:

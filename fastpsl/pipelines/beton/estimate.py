@@ -25,7 +25,7 @@ from fastpsl.pipelines.interface.source import Sample, Source
 
 _ROW_BYTES = row_dtype((IMAGE_TYPE, INT_TYPE)).itemsize
 _END_BYTES = ALLOCATION.itemsize + 4  # of each image after the data: its place, its checksum
-_NUM_PACKED = 4096  # images that are laid into pages to learn how much room stays empty
+_NUM_PACKED = 4096  # images that are laid into pages to learn how much room stays empty; more would be slower
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ def estimate(
     source: Source, target: Target, num_threads: int, *, num: int = 400, limit_s: float = 5.0
 ) -> Estimate:
     """Convert some images of a source, drawn with a fixed seed, and forget them again."""
+    # 400 images or 5 s: nobody shall wait longer, and the answer tells how far it may be off.
     num_total = source.num_samples
     picks = source.picks(num, Random(0))
     samples = islice(picks.samples, num)

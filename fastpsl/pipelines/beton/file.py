@@ -13,6 +13,7 @@ from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, IMAGE_TYPE,
 from fastpsl.pipelines.beton.sidecar import MARK, Checksums
 
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1 << 21, 1 << 31  # ffcv/writer.py
+# So much of data and of rows (24 bytes each) is held in memory, for one call of `pwrite` (not measured).
 _BUFFER_BYTES = 1 << 22
 _ROWS_BUFFERED = 1 << 14
 _ROW = row_dtype((IMAGE_TYPE, INT_TYPE))

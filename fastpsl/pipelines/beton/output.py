@@ -100,7 +100,7 @@ class LeftOut:
 
 
 # Both must have passed since the last batch, because each waits for the disk. An interruption costs what was
-# written since then.
+# written since then: 3 s of a fast writing, or 16 MiB of a slow one (not measured).
 EVERY_BYTES, EVERY_S = 16 << 20, 3.0
 _MAX_TEXT_BYTES = 1 << 20  # a batch is written when its text is this long, so that memory is bounded
 _Entry = dict[str, Any]
@@ -127,7 +127,7 @@ class Journal:
     """
 
     def __init__(self, out: Path):
-        self.file = PartialFile(out, journal_path(out), keep=True)
+        self.file = PartialFile(out, journal_path(out), keep=True)  # its lines are read below
         self.command: _Entry | None = None
         self.num_images, self.last_name, self.num_whole, self.is_whole = 0, "", 0, False
         self._end, self._pending, self._num_pending, self._num_bytes = 0, bytearray(), 0, 0
@@ -203,7 +203,7 @@ class Journal:
     def _write_text(self, text: bytes) -> None:
         line = b"%08x %b" % (zlib.crc32(text), text)
         write_all(self.file.fd, line, self._end)
-        os.fsync(self.file.fd)
+        os.fsync(self.file.fd)  # each, because none may follow one that is torn (`_lines`)
         if self._end == 0:  # the journal's name must be on the disk, too
             sync_folder(self.file.partial.parent)
         self._end += len(line)
@@ -309,6 +309,7 @@ class Output:
         if not (again and journal.is_whole):
             first = journal.num_whole if again else 0
             self.file = BetonFile(self._begun(first), self.max_samples, page_bytes, again)
+        # A kill before this line leaves a journal of images that are gone. --resume refuses it (`_refuse`).
         if not again:
             journal.begin(command)
 
@@ -373,10 +374,10 @@ class Output:
         with operation(f"{self.out}: checking what was written before", "images", num) as progress:
             for entry in journal.entries():
                 for image in entry.get("images", ()):
-                    if len(image) == 3:
+                    if len(image) == 3:  # name, kind and reason, as `leave_out` notes them
                         self._list(*image)
                     elif len(self.whole) < journal.num_whole:
-                        self.num_done += 1
+                        self.num_done += 1  # it lies in a whole shard, whose counts its entry brings
                     else:
                         self._add_again(*image)
                     progress.update(self.num_done)
@@ -427,7 +428,7 @@ class Output:
     def _end_shard(self, is_last: bool) -> None:
         """Finish the present file; it keeps its partial name."""
         assert self.file is not None
-        self.journal.commit(self._sync)
+        self.journal.commit(self._sync)  # now, because `take_again` ends a shard behind its last image
         file, report = self.file, self.report
         report.num_samples = file.num_samples
         sha256, fd = file.finish(), file.file.fd
@@ -436,7 +437,7 @@ class Output:
         sidecar = Sidecar(
             file.num_samples, self.class_names, written, file.data_start, sha256, self.packer.finish()
         )
-        os.fsync(fd)
+        os.fsync(fd)  # the tables, which the commit above did not have yet
         self._write_sidecar(sidecar_path(file.file.partial), sidecar)
         # Last: a shard that the journal calls whole is not read again.
         self.journal.end_shard(report.counts(), is_last)
@@ -456,6 +457,7 @@ class Output:
             begun = self._begun(index)
             finals.append(shard_path(self.out, index, num) if self.shard_bytes else self.out)
             self._publish(partial_path(begun), finals[-1], f"{index}/{num}")
+        # Only now: files that were published before stay until all new ones are there.
         for path in set(shards_of(self.out)) - set(finals) if self.shard_bytes else ():
             path.unlink()  # of an older writing, which had another number of shards
             sidecar_path(path).unlink(missing_ok=True)
@@ -471,7 +473,7 @@ class Output:
             return  # published before the interruption
         if self.shard_bytes:
             sidecar.written["shard"] = shard
-        self._write_sidecar(sidecar_path(final), sidecar)
+        self._write_sidecar(sidecar_path(final), sidecar)  # first, so that a new file has its JSON at once
         if partial.exists():
             os.replace(partial, final)
         sync_folder(final.parent)

@@ -33,10 +33,10 @@ from fastpsl.pipelines.beton.sidecar import (
 )
 
 _HEAD_BYTES = 1 << 14  # a header with 15 fields
-_DISK_BLOCK = 4096
-_PIECE_BYTES = 16 << 20  # of the tables
+_DISK_BLOCK = 4096  # of most file systems; for an estimate
+_PIECE_BYTES = 16 << 20  # of the tables per request; what a thread holds, and what a lost answer costs
 _SIDECAR_BYTES, _MAX_SIDECAR_BYTES = 16 << 20, 1 << 30  # of a file without samples, and of any
-_MAX_READINGS = 4  # of a stretch whose bytes are in doubt, until two agree
+_MAX_READINGS = 4  # of a stretch whose bytes are in doubt, until two agree: two of them may be damaged
 
 
 class Layout(NamedTuple):
@@ -164,7 +164,9 @@ class RemoteBeton:
         return None
 
 
-_SHARE_FOR_DATA = 0.95  # of the cache; all of the data fits if it takes no more
+# Of the cache; all of the data fits if it takes no more. The rest is for lists of parts, JSONs and blocks
+# that are partly filled (not measured).
+_SHARE_FOR_DATA = 0.95
 
 
 def remote_pages(data: object) -> "RemotePages | None":
@@ -314,7 +316,9 @@ class RemotePages:
             file.file.close()
 
 
-_JUDGED_AFTER_S, _SLOW_SHARE = 30.0, 0.2  # the first pages of an epoch are waited for in any case
+# The first pages of an epoch are waited for in any case, and a fifth of the time is worth a remedy. Both by
+# judgement.
+_JUDGED_AFTER_S, _SLOW_SHARE = 30.0, 0.2
 
 
 def require_room(remote: RemotePages, order: str, needed_bytes: int, remedy: str) -> None:

@@ -91,6 +91,7 @@ def library() -> ctypes.CDLL | None:
     return library
 
 
+# As ffcv/types.py of ffcv 1.0.2 has them, alignment included.
 VERSION = 2
 _HEADER = {"version": "<u2", "num_fields": "<u2", "page_size": "<u4", "num_samples": "<u8"}
 HEADER = np.dtype([*_HEADER.items(), ("alloc_table_ptr", "<u8")], align=True)
@@ -105,7 +106,7 @@ ROW_OF_TYPE = dict(enumerate([np.dtype("<f8"), LABEL, IMAGE, _BYTES, _WORD, _BYT
 INT_TYPE, IMAGE_TYPE = 1, 2
 # The modes of images: the first two are ffcv's own.
 JPG, RAW, COEFFICIENTS = MODE_JPEG, MODE_RAW, MODE_COEFFICIENTS
-MAX_LABEL = 2**31 - 1
+MAX_LABEL = 2**31 - 1  # `labels` hands out int32
 CHUNK = 1 << 18  # samples checked at a time, so that a thread's temporaries stay near 20 MB
 _NUM_CHECKERS = 4  # one computes the checksum, which takes as long as the other checks on one core
 
@@ -194,6 +195,7 @@ class Shard(Uncopyable):
         if len(head) < HEADER.itemsize:
             raise self._refuse(f"is no dataset file ({len(head)} bytes, shorter than a header)", _MAKE)
         header = np.frombuffer(head, HEADER)[0]
+        # No data set has more than 256 fields, of 1 KiB each: such bytes are another format's.
         if header["version"] != VERSION or not 1 <= header["num_fields"] <= 256:
             raise self._refuse("is no dataset file of FFCV's format 2, as its first bytes show", _MAKE)
         self.num_samples, self.page_size = int(header["num_samples"]), int(header["page_size"])
@@ -303,6 +305,7 @@ class Shard(Uncopyable):
 
     def _tables_crc(self) -> int:
         """Return the CRC-32 of both tables and of the samples' checksums before the second, if any."""
+        # 4 bytes each, as in sidecar.py, which imports this file. Without any, data are read instead.
         start = max(self.alloc - 4 * (self.num_samples + 2), self.table_end)
         crc = zlib.crc32(os.pread(self.fd, self.alloc - start, start))
         for part in chunks(self.num_samples):

@@ -79,7 +79,7 @@ class Sidecar:
             raise ValueError(f"{self.path}: its source_paths are damaged; {_REMEDY}")
 
 
-_PIECE_BYTES = 1 << 16
+_PIECE_BYTES = 1 << 16  # unpacked at a time, because few packed bytes may claim any number (not measured)
 _MAX_VALUES = 1 << 21  # the paths are one, and a class name has a few commas at most
 _MAX_PATH_BYTES = 1 << 20  # for names in a tar; file systems allow 4,096
 
@@ -108,7 +108,7 @@ class PathPacker:
     """A compressor of source paths, which holds about 10 bytes per path."""
 
     def __init__(self) -> None:
-        self._zlib, self._parts = zlib.compressobj(6), list[bytes]()
+        self._zlib, self._parts = zlib.compressobj(6), list[bytes]()  # zlib's default level
         self._lines: list[bytes] = []
         self._num_paths = 0
 
@@ -204,7 +204,7 @@ _COMMON = {
     "range": "with --range {}",
     "bands": "with --bands {}",
 }
-_MAX_SHARDS = 1_000_000
+_MAX_SHARDS = 1_000_000  # bounds the list of missing ones that a damaged JSON asks for
 _AGAIN = "write them all again in one way, or read them one by one"
 
 
@@ -331,7 +331,7 @@ def missing_shards(shards: Sequence[Written]) -> list[str]:
 MARK = b"fastpsl crc32 1"  # in the arguments of the first field
 MARK_START = HEADER.itemsize + 1 + FIELD["name"].itemsize
 _ITEM_BYTES = 4
-_NUM_FURTHER = 2
+_NUM_FURTHER = 2  # one over the header, and one over all
 
 
 class Checksums:

@@ -22,7 +22,7 @@ from fastpsl.pipelines.beton.output import journal_path
 
 _SHARD = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.beton")
 _READ_ONLY = ("http", "https")
-_FILE_LIMIT_S = 600.0  # of tries of one file
+_FILE_LIMIT_S = 600.0  # of tries of one file; ten times a part's, because each try sends all of it anew
 
 
 @final

@@ -163,7 +163,7 @@ def write_beton(
     class_names: list[str] | None = None,
     target: Target = _AS_THEY_ARE,
     num_workers: int | None = None,
-    max_bad: str = "1%",
+    max_bad: str = "1%",  # where more are bad, the source is likelier at fault than its images (judgement)
     overwrite: bool = False,
     resume: bool = False,
     shard_mb: int | None = None,

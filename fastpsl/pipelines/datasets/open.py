@@ -38,7 +38,7 @@ from fastpsl.pipelines.readers.tar import tar_source
 from fastpsl.pipelines.readers.text_lists import names_images, read_classes
 
 if TYPE_CHECKING:
-    from fastpsl.pipelines.datasets.folder import ImageFiles
+    from fastpsl.pipelines.datasets.open_folder import ImageFiles
 
 
 class Classes(NamedTuple):
@@ -338,7 +338,7 @@ def _open(
     is_folder = Path(source).is_dir()
     if not is_folder and not _is_list(source):
         return Beton(source)
-    from fastpsl.pipelines.datasets.folder import Folder, Listed
+    from fastpsl.pipelines.datasets.open_folder import Folder, Listed
 
     return Folder(source, reading) if is_folder else Listed(source, reading)
 

@@ -155,7 +155,7 @@ def nvjpeg_library() -> Any:
     return None
 
 
-_CLOSE_LIMIT_S = 5.0
+_CLOSE_LIMIT_S = 5.0  # its threads crop what is in memory, which takes milliseconds
 
 
 @dataclass

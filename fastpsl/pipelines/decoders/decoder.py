@@ -146,7 +146,7 @@ def windows(boxes: np.ndarray, size_px: int) -> tuple[np.ndarray, np.ndarray, np
     return boxes[:, :2] - margins, boxes[:, 2:4] + 2 * margins, relative
 
 
-_NUM_IMAGES = 16
+_NUM_IMAGES = 16  # so that neighbours in a batch differ; more would take more memory
 
 
 class SyntheticDecoder(Decoder):

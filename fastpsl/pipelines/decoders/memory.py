@@ -129,7 +129,9 @@ class Arenas:
         return memory
 
 
-_MAX_FREE = 4  # arenas to keep where the consumer has held many batches and dropped them
+# Arenas to keep where the consumer has held many batches and dropped them. More would hold memory that nobody
+# uses, and fewer would have it mapped anew (not measured).
+_MAX_FREE = 4
 _ALIGNMENT = 64  # bytes, a cache line, as torch's own memory
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Up to this size `auto` keeps a set resident: CIFAR (154 MB) and STL-10's labelled part (138 MB), not all of
 # STL-10 (2.9 GB).
 SMALL_BYTES = 1 << 30
-_CHUNK = 4096  # samples read at a time
+_CHUNK = 4096  # samples read at a time: 13 MB of the host's memory for CIFAR (not measured)
 
 
 def num_bytes(data: Dataset) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fastpsl.pipelines.embedded.landscapes import noise
+from fastpsl.pipelines.embedded.backgrounds import noise
 
 Field = np.ndarray
 

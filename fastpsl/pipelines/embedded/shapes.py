@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastpsl.pipelines.embedded.landscapes import Random, landscape, noise
+from fastpsl.pipelines.embedded.backgrounds import Random, landscape, noise
 
 CLASS_NAMES = ("cross", "disc", "triangle")
 _HUES = (0.6, 0.03, 0.3)

@@ -35,7 +35,7 @@ class Room:
         """Return the bytes of an arena for `num_bytes`: whole words, and a quarter more where it grows."""
         with self._lock:
             if num_bytes > self.num_bytes:
-                self.num_bytes = -(-num_bytes * 5 // 16) * 4
+                self.num_bytes = -(-num_bytes * 5 // 16) * 4  # so that few batches grow it (not measured)
             return self.num_bytes
 
 

@@ -138,12 +138,12 @@ class Loader(Uncopyable):
         world: int = 1,
         train: bool = True,
         order: str = "random",
-        lanes: int = 64,
+        lanes: int = 64,  # with groups of 4 pages, a batch mixes 256 pages, of which 2 GiB are open
         decoder: str = "auto",
         num_threads: int | None = None,
         device: str | torch.device = "cpu",
-        prefetch_batches: int = 4,
-        timeout_s: float = 120.0,
+        prefetch_batches: int = 4,  # each takes the memory of a batch; 3, 5 and 6 were not compared
+        timeout_s: float = 120.0,  # longer than a disk or a server is usually gone (not measured)
         on_bad_sample: str = "raise",
         hw_decoder_load: float | None = None,
     ) -> None:
@@ -254,6 +254,7 @@ class Loader(Uncopyable):
             TimeoutError: From the iterator: a batch takes longer than `timeout_s`. This closes the loader.
             OSError: From the iterator: a file cannot be read.
         """
+        # Here, because a generator would raise this at the first `next` only.
         if epoch < 0 or not 0 <= first_step <= self.num_steps:
             raise ValueError(f"epoch {epoch}, step {first_step}: an epoch has steps 0 to {self.num_steps}")
         self._check_open()
@@ -274,6 +275,7 @@ class Loader(Uncopyable):
         self._check_open()
         if order is not None:
             self._check(order)
+        # An epoch that is already begun like this is left as it is.
         if self._is_local and not (self._next is not None and self._next.is_of(epoch, order)):
             self._leave_next()
             self._next = _Epoch(epoch, range(self.num_steps), order)
@@ -363,7 +365,7 @@ class Loader(Uncopyable):
             if error.errno is None:  # not the ETIMEDOUT of a sample's file
                 present.is_left.set()
                 self.close(limit_s=0.0)  # without joining: a stuck daemon thread does not delay the exit
-                present.pending.clear()
+                present.pending.clear()  # they may never be done
             raise
         finally:
             present.is_left.set()  # first, so that threads give up what they have not begun
@@ -376,6 +378,7 @@ class Loader(Uncopyable):
                 wait([pending.done for pending in present.pending], self.timeout_s)
             # After them, because they read the parts that this gives back.
             if present.readahead is not None:
+                # 5 s, because advice blocks while the storage's queue is full; its thread is then left alone.
                 present.readahead.close(0.0 if self._engine.closed else 5.0)
 
     def device_memory(self) -> dict[str, int]:
@@ -403,7 +406,7 @@ class Loader(Uncopyable):
 
     def __del__(self, is_exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         """Warn about a missing `close`; the engine's finalizers end the threads."""
-        engine = getattr(self, "_engine", None)
+        engine = getattr(self, "_engine", None)  # none where `__init__` has raised
         if engine is not None and not engine.closed and not is_exiting():  # then globals may be gone
             warnings.warn(
                 f"unclosed loader of {self.num_samples:,} samples", ResourceWarning, stacklevel=2, source=self

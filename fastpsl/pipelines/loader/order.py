@@ -6,12 +6,7 @@ before it. A step is a slice of positions, split between any number of ranks wit
 The permutation is a generalised Feistel network (Black and Rogaway, "Ciphers with arbitrary finite
 domains", CT-RSA 2002) with Philox as the round function. The numbers 0 to a * b - 1 are pairs (left, right)
 with left < a and right < b. In turn, one of the two is shifted by random words that the other keys, so
-every round can be undone. A result of `num` or more is permuted again until it is below ("cycle walking").
-With a and b near the root of `num` that happens to one in a root of `num`.
-
-In a balanced order all classes have equally many draws. UIC gives no details. DeepCluster draws equally
-many samples of each cluster with replacement. Here a class's draws cycle through its members, so that
-chance leaves no image out while a class has enough draws for all of them.
+every round can be undone.
 """
 
 import math
@@ -22,6 +17,8 @@ import numpy as np
 from fastpsl.kernels.draws import Keys, Slot, scaled, words
 from fastpsl.kernels.empty_classes import by_class
 
+# Four would do if their functions were random (Luby and Rackoff, 1988). Eight take twice as long; the two
+# were not compared. A run is resumed by this order, so the number stays.
 _ROUNDS = 8
 
 
@@ -44,6 +41,7 @@ class KeyedPermutation:
             positions = np.arange(*positions.indices(self._num), dtype=np.int64)
         assert not len(positions) or 0 <= positions.min() <= positions.max() < self._num, positions
         values = self._rounds(positions)
+        # "Cycle walking". With left and right near the root of `num`, one value in a root of `num` needs it.
         while len(outside := np.flatnonzero(values >= self._num)):
             values[outside] = self._rounds(values[outside])
         return values
@@ -168,6 +166,8 @@ def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     more. The whole is shuffled. Each random choice takes the lowest sort keys in Slot.BALANCE: a sample's key
     is the first two words for (seed, epoch, index), a class's the next two for (seed, epoch, class).
     """
+    # UIC gives no details, and DeepCluster draws with replacement. Here a class's draws cycle through its
+    # members, so that chance leaves no image out while a class has enough draws for all of them.
     num_samples = len(labels)
     assert num_samples and labels.min() >= 0, "labels are missing"
     sizes = np.bincount(labels)

@@ -26,7 +26,9 @@ from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.order import Order, keys_of
 from fastpsl.pipelines.loader.readahead import Readahead
 
-GROUP_PAGES = 4  # 64 lanes x 4 pages of 8 MiB: 2 GiB open, and as much read ahead
+# 64 lanes x 4 pages of 8 MiB: 2 GiB open, and as much read ahead. More would mix a lane better and take as
+# much more memory (not measured).
+GROUP_PAGES = 4
 MAX_DROPPED = 0.1  # share of an epoch's samples; unequal lanes come near it below 32 pages per lane
 
 
@@ -125,6 +127,8 @@ class QuasiRandomOrder:
         if self._open.get(lane, (-1,))[0] != group:
             pages = self._groups.pages[self._groups.starts[group] : self._groups.starts[group + 1]]
             samples = np.sort(np.concatenate([self._pages.samples_of(page) for page in pages.tolist()]))
+            # Without the low bits, whose place a group's number had when all groups were sorted at once. With
+            # them, runs of earlier versions would go on in another order.
             keys = keys_of(self._seed, self._epoch, samples) >> self._bits
             self._open[lane] = group, samples[np.argsort(keys, kind="stable")]
         return self._open[lane][1]

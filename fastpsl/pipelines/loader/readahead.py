@@ -23,7 +23,8 @@ from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.order import PADDING, Order, index_of, step_indices
 
 _MIN_PIECE_KIB = 128  # Linux's usual read-ahead, where neither number below is known
-# Fetching gives up before the batch does, so that the error names the network.
+# Fetching gives up before the batch does, so that the error names the network. What is left, 24 s by default,
+# is for a last answer and for decoding (not measured).
 _SHARE_OF_LIMIT = 0.8
 
 
@@ -144,7 +145,7 @@ def fetch_ahead(
     if not train and remote.room_bytes() is not None:
         plan = in_order_of_steps(remote, batch_size * world, steps.start, prefetch_batches)
         return None if plan is None else FetchAhead(remote, *plan)
-    # After that many samples, few pages are left that none of them lies in.
+    # After that many samples, 8 for each page, few pages are left that none of them lies in: exp(-8) of them.
     first = steps[: 8 * (len(remote.pages.starts) - 1) // batch_size + 1]
     samples = [index_of(step_indices(order, step, batch_size, rank, world)) for step in first]
     together = np.concatenate([np.zeros(0, np.int64), *samples])

@@ -20,7 +20,7 @@ from fastpsl.pipelines.loader.batch import BadSample, BadSampleError, Batch
 from fastpsl.pipelines.loader.order import PADDING, index_of
 from fastpsl.pipelines.views import Crop, ViewSpec, drawn_as
 
-_MAX_NAMES = 3  # samples named in one line of an error
+_MAX_NAMES = 3  # samples named in one line of an error, so that the line stays readable
 
 
 @final

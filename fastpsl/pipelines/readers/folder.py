@@ -1,5 +1,7 @@
 """Folders of images as a list of samples: an ImageFolder tree (class = top folder) or one flat folder.
 
+Dataset files are written from these samples, and datasets/open_folder.py takes their names and labels.
+
 A tree whose only folder is called images or alike has no classes, and one of train, val and test is refused.
 
 The order is that of torchvision's ImageFolder: classes sorted, in each the folders sorted by path, in each

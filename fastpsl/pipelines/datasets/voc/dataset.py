@@ -26,7 +26,7 @@ from fastpsl.files.digest import blake2b
 from fastpsl.files.json_records import read_bytes
 from fastpsl.files.system_errors import input_errors, raise_of_the_system
 from fastpsl.files.workers import default_num_threads, map_in_order
-from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.datasets.voc.annotations import Objects, read_mask, read_objects
 from fastpsl.pipelines.image.image_file import upright_size
 from fastpsl.pipelines.interface.dataset import BadImage, Local, SampleTable, checked

@@ -1,4 +1,4 @@
-"""Folders and lists of image files as a data set, by an index of their headers.
+"""Folders and lists of image files, opened as a data set by an index of their headers.
 
 An index is a folder of three files in the cache: the records and the names, which are memory-mapped, and a
 summary. One process at a time writes it under another name and renames it.

@@ -23,9 +23,9 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
 from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.datasets import folder as folders
-from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets import open_folder as folders
 from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.decoders import codes, dali
 from fastpsl.pipelines.decoders.choose import READS, choose_decoder
 from fastpsl.pipelines.decoders.codes import CHANGED, CORRUPT, REASONS

@@ -25,7 +25,7 @@ from fastpsl.pipelines.embedded.patterns import CLASS_NAMES, draw_image
 from fastpsl.pipelines.interface.source import Sample
 
 SEED = 20240
-_PAGE_BYTES = 1 << 21
+_PAGE_BYTES = 1 << 21  # the least that ffcv allows, because the files are small
 
 
 def draw_part(part: Path, small: Path, first: int, num: int, version: str) -> None:

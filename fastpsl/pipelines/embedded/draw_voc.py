@@ -18,8 +18,8 @@ from fastpsl.files.caches import cache_folder
 from fastpsl.files.workers import usable_cores
 from fastpsl.pipelines.datasets.voc.annotations import VOID, mask_png
 from fastpsl.pipelines.datasets.voc.dataset import CLASSES_FILE
-from fastpsl.pipelines.embedded.betons import drawing
-from fastpsl.pipelines.embedded.landscapes import Random
+from fastpsl.pipelines.embedded.backgrounds import Random
+from fastpsl.pipelines.embedded.draw_sample import drawing
 from fastpsl.pipelines.embedded.shapes import CLASS_NAMES, Shape, draw_scene
 
 VERSION = "drawn-voc-v1"  # a new name whenever the images change

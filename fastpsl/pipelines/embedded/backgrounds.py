@@ -1,4 +1,4 @@
-"""Landscapes with sky, clouds and ground, drawn at random: a ground for objects, and smooth noise."""
+"""Backgrounds of drawn images: landscapes with sky, clouds and ground, and smooth noise, all at random."""
 
 import numpy as np
 from PIL import Image
