@@ -2,7 +2,6 @@
 
 import copy
 import operator
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from fastpsl.console.words import worded
+from fastpsl.console.words import warn
 from fastpsl.models.backbone import cast_layers
 from fastpsl.models.revnet import Group
 
@@ -149,12 +148,9 @@ class ConvReLU(nn.Module):
             self._cudnn(x, self._cudnn(x, None))
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:120]
-            warnings.warn(
-                worded(
-                    "--fold-frozen gains little here: cuDNN has no kernel that joins convolution and ReLU "
-                    f"({reason}); you may leave it out"
-                ),
-                stacklevel=2,
+            warn(
+                "--fold-frozen gains little here: cuDNN has no kernel that joins convolution and ReLU "
+                f"({reason}); you may leave it out"
             )
             return False
         return True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastpsl.console.words import pasted, worded
+from fastpsl.console.words import pasted, warn
 from fastpsl.files.paths import FORMS, LIST_ENDINGS, named_files, require_existing
 from fastpsl.files.remote.address import check_address, is_remote, remote_objects
 from fastpsl.files.remote.cache import Cache
@@ -323,7 +323,7 @@ def _as_written(source: str | Path, data: Beton, reading: Reading, reading_of: s
     words = data.reading.in_words()
     written = f"with {words}" if words else "without --range and --bands"
     if reading_of:
-        warnings.warn(worded(f"{source}: was written {written}, {reading_of} had {wanted}"), stacklevel=3)
+        warn(f"{source}: was written {written}, {reading_of} had {wanted}", stacklevel=3)
         return data.reading
     raise ValueError(
         f"{source}: was written {written}, so {wanted} comes too late; leave it out, or write it again"
