@@ -387,12 +387,10 @@ class PretrainOptions(TrainingOptions):
                 f"--first-learning {self.first_learning} with --plan {self.plan}: it is for --plan continue"
             )
         first, every = self.first_learning, self.probe_every
-        return replace(
-            self,
-            first_learning=f"B{first}" if first is not None and first.isdecimal() else first,
-            partition=tuple(part.replace("B", "") for part in self.partition),
-            probe_every=1 if self.freeze_when != "never" and every is None else every,
-        )
+        first = f"B{first}" if first is not None and first.isdecimal() else first
+        every = 1 if self.freeze_when != "never" and every is None else every
+        partition = tuple(part.replace("B", "") for part in self.partition)
+        return replace(self, first_learning=first, partition=partition, probe_every=every)
 
     @override
     def resolved_precision(self, device: torch.device) -> str:
@@ -434,12 +432,8 @@ class PretrainOptions(TrainingOptions):
             ValueError: Options of the plan do not fit each other, the task or the backbone.
         """
         name, needs_several = getattr(self, "backbone", ""), len(self.epochs) > 1 or self.plan == "continue"
-        if (
-            num_blocks == 1
-            and needs_several
-            and self.plan != "end_to_end"
-            and (is_own(name) or is_module(name))
-        ):
+        is_users = is_own(name) or is_module(name)
+        if num_blocks == 1 and needs_several and self.plan != "end_to_end" and is_users:
             from fastpsl.models.given import stages_of_one_block
 
             raise stages_of_one_block(self.plan, name)
