@@ -88,13 +88,11 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
 def _unsynchronise(module: fx.GraphModule) -> None:
     """Turn SyncBatchNorms, which torch.fx cannot fold, into BatchNorms, which are equal in eval mode."""
     for node in module.graph.nodes:
-        if node.op == "call_module" and isinstance(
-            part := module.get_submodule(node.target), nn.SyncBatchNorm
-        ):
+        part = module.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(part, nn.SyncBatchNorm):
             before = node.args[0]
-            of_linear = before.op == "call_module" and isinstance(
-                module.get_submodule(before.target), nn.Linear
-            )
+            source = module.get_submodule(before.target) if before.op == "call_module" else None
+            of_linear = isinstance(source, nn.Linear)
             part.__class__ = nn.BatchNorm1d if of_linear else nn.BatchNorm2d  # type: ignore[assignment]
 
 

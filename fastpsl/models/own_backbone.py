@@ -180,11 +180,8 @@ class OwnBackbone(Wrapped):
             raise self._wrong("blocks() must return one torch.nn.Module or more, in a list")
         if self._cut is _own_blocks:
             channels = getattr(network, "channels", None)
-            if (
-                not isinstance(channels, tuple | list)
-                or len(channels) != len(blocks)
-                or not all(isinstance(number, Integral) for number in channels)
-            ):
+            are_several = isinstance(channels, tuple | list) and len(channels) == len(blocks)
+            if not are_several or not all(isinstance(number, Integral) for number in channels):
                 raise self._wrong(
                     f"its channels are {channels}; give a tuple of {len(blocks)} whole numbers, one for each "
                     "block"
