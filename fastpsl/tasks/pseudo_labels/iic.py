@@ -43,16 +43,10 @@ from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, Op, ViewSpec
 from fastpsl.tasks.classify import linear
+from fastpsl.tasks.pseudo_labels import scores
 from fastpsl.tasks.pseudo_labels.file import NAME, SECOND_NAME, write_labels
 from fastpsl.tasks.pseudo_labels.options import IICOptions, Transforms
 from fastpsl.tasks.pseudo_labels.pseudo_classify import gathered_labels
-from fastpsl.tasks.pseudo_labels.scores import (
-    hungarian_accuracy,
-    many_to_one_accuracy,
-    nmi,
-    watched_figures,
-    written_lines,
-)
 
 # The value of IIC's code (xu-ji/IIC), 2.2e-16. In half precision it would be 0, and its logarithm infinite.
 EPS = sys.float_info.epsilon
@@ -166,7 +160,7 @@ class ClusterEpochs:
         before = previous.numpy()[is_drawn]
         known = before if (before >= 0).any() else None
         true = None if true is None else true[is_drawn]
-        figures = watched_figures(labels[is_drawn], known, true, num_clusters, seed)
+        figures = scores.watched_figures(labels[is_drawn], known, true, num_clusters, seed)
         return {"mutual_information": -float(losses[best]), "best_sub_head": float(best), **figures}
 
     def _gathered(self) -> Tensor:
@@ -245,17 +239,9 @@ class IIC(Task):
     num_levels = 1
 
     def __init__(
-        self,
-        num_clusters: int,
-        *,
-        size_px: int,
-        crop_share: float,
-        transforms: Transforms,
-        num_copies: int,
-        num_sub_heads: int,
-        second_clusters: int | None = None,
-        seed: int = 0,
-    ):
+        self, num_clusters: int, *, size_px: int, crop_share: float, transforms: Transforms, num_copies: int,
+        num_sub_heads: int, second_clusters: int | None = None, seed: int = 0,
+    ):  # fmt: skip
         if not 0 < crop_share <= 1:
             raise ValueError(f"--crop-share {crop_share:g}: a share of the image's side, above 0 and up to 1")
         if num_copies < 1:
@@ -491,9 +477,9 @@ def leave_labels(task: IIC, run: Run) -> Sequence[str]:
     ]
     if (true >= 0).any():
         facts.append(
-            f"with the true labels NMI {nmi(labels, true):.3f}, "
-            f"accuracy {percent(hungarian_accuracy(labels, true))} matched one to one, "
-            f"{percent(many_to_one_accuracy(labels, true))} each cluster as its commonest class"
+            f"with the true labels NMI {scores.nmi(labels, true):.3f}, "
+            f"accuracy {percent(scores.hungarian_accuracy(labels, true))} matched one to one, "
+            f"{percent(scores.many_to_one_accuracy(labels, true))} each cluster as its commonest class"
         )
     if state_of_task.get("second_labels") is not None:
         second, num_second = state_of_task["second_labels"].numpy(), list(task.sizes.values())[1]
@@ -504,6 +490,6 @@ def leave_labels(task: IIC, run: Run) -> Sequence[str]:
         if (true >= 0).any():
             facts.append(
                 f"the second head's {num_second} clusters: accuracy "
-                f"{percent(hungarian_accuracy(second, true))} matched one to one"
+                f"{percent(scores.hungarian_accuracy(second, true))} matched one to one"
             )
-    return ["; ".join(facts), *written_lines(path)]
+    return ["; ".join(facts), *scores.written_lines(path)]

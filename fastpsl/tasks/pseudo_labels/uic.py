@@ -63,18 +63,10 @@ class UIC(PseudoClassify):
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        input: Input,
-        size_px: int,
-        *,
-        seed: int,
-        augmentation: Augmentation,
-        label_view: LabelView,
-        fixed: bool = False,
-        given: np.ndarray | None = None,
+        self, num_classes: int, input: Input, size_px: int, *, seed: int, augmentation: Augmentation,
+        label_view: LabelView, fixed: bool = False, given: np.ndarray | None = None,
         classifier: Mapping[str, Tensor] | None = None,
-    ):
+    ):  # fmt: skip
         view = uic_view(input, size_px, augmentation)
         super().__init__(num_classes, view, center_view(input, size_px), seed=seed)
         self.label_view, self.fixed, self.given, self.classifier = label_view, fixed, given, classifier

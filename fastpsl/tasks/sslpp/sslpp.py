@@ -128,17 +128,9 @@ class SSLPlusPlus(Task):
     why_not_blockwise = "SSL++ learns its two targets on the last block alone"
 
     def __init__(
-        self,
-        proxy: Proxy,
-        plain: ViewSpec,
-        *,
-        learn_proxy: bool = True,
-        weight: float,
-        num_classes: int = 0,
-        labels: np.ndarray | None = None,
-        center: ViewSpec | None = None,
-        seed: int = 0,
-    ):
+        self, proxy: Proxy, plain: ViewSpec, *, learn_proxy: bool = True, weight: float, num_classes: int = 0,
+        labels: np.ndarray | None = None, center: ViewSpec | None = None, seed: int = 0,
+    ):  # fmt: skip
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"--semantic-weight {weight:g}: it must be 0 or more")
         if not learn_proxy and not num_classes:
