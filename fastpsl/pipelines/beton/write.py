@@ -156,21 +156,12 @@ def convert_one(
 
 
 def write_beton(
-    samples: Iterable[Sample] | Callable[[int], Iterable[Sample]],
-    out: str | Path,
-    *,
-    num_samples: int,
-    class_names: list[str] | None = None,
-    target: Target = _AS_THEY_ARE,
-    num_workers: int | None = None,
-    max_bad: str = "1%",
-    overwrite: bool = False,
-    resume: bool = False,
-    shard_mb: int | None = None,
-    page_bytes: int = DEFAULT_PAGE_BYTES,
-    record: dict[str, object] | None = None,
+    samples: Iterable[Sample] | Callable[[int], Iterable[Sample]], out: str | Path, *, num_samples: int,
+    class_names: list[str] | None = None, target: Target = _AS_THEY_ARE, num_workers: int | None = None,
+    max_bad: str = "1%", overwrite: bool = False, resume: bool = False, shard_mb: int | None = None,
+    page_bytes: int = DEFAULT_PAGE_BYTES, record: dict[str, object] | None = None,
     on_progress: Callable[[int, int, int], None] | None = None,
-) -> WriteReport:
+) -> WriteReport:  # fmt: skip
     """Write a dataset file with its JSON and, if any, the lists of bad and of too small images.
 
     `samples` are at most `num_samples` images, or a function that gives them from the i-th on. Up to

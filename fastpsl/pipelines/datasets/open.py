@@ -148,17 +148,10 @@ FOLDERS, NONE = "folders", "none"
 
 
 def open_source(
-    src: str,
-    format: str = "auto",
-    *,
-    split: str | None = None,
-    shard: tuple[int, int] = (0, 1),
-    image_column: str | None = None,
-    label_column: str | None = None,
-    labels: str | None = None,
-    classes: str | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Source:
+    src: str, format: str = "auto", *, split: str | None = None, shard: tuple[int, int] = (0, 1),
+    image_column: str | None = None, label_column: str | None = None, labels: str | None = None,
+    classes: str | None = None, on_progress: Callable[[int, int], None] | None = None,
+) -> Source:  # fmt: skip
     """Open `src`, a path, a glob or hf:NAME, and count its images.
 
     `shard` (i, n) keeps the i-th of n runs of neighbours. `labels` is a list with the labels of a folder's

@@ -128,37 +128,20 @@ class Loader(Uncopyable):
     """
 
     def __init__(
-        self,
-        data: Dataset,
-        views: Sequence[ViewSpec],
-        *,
-        batch_size_per_rank: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        train: bool = True,
-        order: str = "random",
-        lanes: int = 64,
-        decoder: str = "auto",
-        num_threads: int | None = None,
-        device: str | torch.device = "cpu",
-        prefetch_batches: int = 4,
-        timeout_s: float = 120.0,
-        on_bad_sample: str = "raise",
+        self, data: Dataset, views: Sequence[ViewSpec], *, batch_size_per_rank: int, seed: int = 0,
+        rank: int = 0, world: int = 1, train: bool = True, order: str = "random", lanes: int = 64,
+        decoder: str = "auto", num_threads: int | None = None, device: str | torch.device = "cpu",
+        prefetch_batches: int = 4, timeout_s: float = 120.0, on_bad_sample: str = "raise",
         hw_decoder_load: float | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not hasattr(data, "image_sizes"):
             raise ValueError(
                 f"Loader: data is {type(data).__name__}, not an open data set: give one, such as "
                 "fastpsl.Beton(path), or give the path to fastpsl.loader"
             )
         num_threads = default_num_threads() if num_threads is None else num_threads
-        for name, value in (
-            ("batch_size_per_rank", batch_size_per_rank),
-            ("world", world),
-            ("num_threads", num_threads),
-            ("prefetch_batches", prefetch_batches),
-        ):
+        numbers = {"batch_size_per_rank": batch_size_per_rank, "world": world, "num_threads": num_threads}
+        for name, value in {**numbers, "prefetch_batches": prefetch_batches}.items():
             if value < 1:
                 raise ValueError(f"Loader: {name} is {value}; it must be 1 or more")
         if not 0 <= rank < world:
