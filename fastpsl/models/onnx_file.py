@@ -120,10 +120,11 @@ def _trace(
 
 
 def _program(network: nn.Module, images: Tensor, free: dict[int, str]) -> torch.onnx.ONNXProgram:
-    names = {"input_names": [INPUT], "output_names": OUTPUTS[: 1 + network.with_map]}  # type: ignore[operator]
+    outputs = OUTPUTS[: 1 + network.with_map]  # type: ignore[operator]
     program = torch.onnx.export(
-        network, (images,), dynamo=True, verbose=False, dynamic_shapes=(free,), **names
-    )
+        network, (images,), dynamo=True, verbose=False, input_names=[INPUT], output_names=outputs,
+        dynamic_shapes=(free,),
+    )  # fmt: skip
     assert program is not None
     return program
 
