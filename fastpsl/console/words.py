@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import shlex
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -173,6 +174,11 @@ def worded(text: str) -> str:
         text = _HELP.sub("", text).replace("the same command", "the same call")
         text = _FLAG.sub(lambda match: match[1].replace("-", "_") if match[1] else match[0], text)
     return text
+
+
+def warn(text: str, stacklevel: int = 2) -> None:
+    """Warn of a text that is `worded`, as from the caller, or from further up the stack."""
+    warnings.warn(worded(text), stacklevel=stacklevel + 1)
 
 
 @contextmanager

@@ -153,12 +153,8 @@ class Blockwise(Task):
     @override
     def head(self, level: int, channels: int) -> nn.Module:
         """Build the heads of all parts, by the parts' names."""
-        return nn.ModuleDict(
-            {
-                part.name: task.stage_head(part, width)
-                for (part, task), width in zip(self.tasks, self.channels, strict=True)
-            }
-        )
+        pairs = zip(self.tasks, self.channels, strict=True)
+        return nn.ModuleDict({part.name: task.stage_head(part, width) for (part, task), width in pairs})
 
     @override
     def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
@@ -285,9 +281,8 @@ class Blockwise(Task):
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        return self._last.captions(
-            _with_views(batch, self._slices(lambda task, level: task.views(level))[1][-1])
-        )
+        own = self._slices(lambda task, level: task.views(level))[1][-1]
+        return self._last.captions(_with_views(batch, own))
 
     def _slices(
         self, views_of: Callable[[Task, int], tuple[ViewSpec, ...]]

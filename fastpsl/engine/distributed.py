@@ -23,14 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from fastpsl.console.progress import operation, print_in_handler
 from fastpsl.console.terminal import number_in
-from fastpsl.engine.gpu import (
-    allow_tf32,
-    keep_freed_memory,
-    restore_flags,
-    set_cudnn_benchmark,
-    unused_gpu,
-    why_no_cuda,
-)
+from fastpsl.engine import gpu
 from fastpsl.files.digest import sha256_of_bytes
 
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton")
@@ -93,15 +86,15 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}: allowed are auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        why, remedy = why_no_cuda()
+        why, remedy = gpu.why_no_cuda()
         raise ValueError(
             f"--device cuda, but torch sees no CUDA device ({why}): {remedy}, or give --device cpu"
         )
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        if unused_gpu():
-            why, remedy = why_no_cuda()
+        if gpu.unused_gpu():
+            why, remedy = gpu.why_no_cuda()
             warnings.warn(
                 f"the CPU computes, though there is an NVIDIA driver: torch sees no CUDA device ({why}): "
                 f"{remedy}",
@@ -142,10 +135,10 @@ def join_world(device_name: str, timeout_s: float) -> World:
             # A rank that then refuses the options, and ends, would break another one's connecting.
             dist.all_reduce(torch.zeros(1))
     if device.type == "cuda":
-        set_cudnn_benchmark(True)  # shapes are fixed within a stage
-        allow_tf32()
+        gpu.set_cudnn_benchmark(True)  # shapes are fixed within a stage
+        gpu.allow_tf32()
     else:
-        keep_freed_memory()
+        gpu.keep_freed_memory()
     return World(rank, size, local_rank, local_size, device)
 
 
@@ -170,7 +163,7 @@ def _new_name(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
 
 def leave_world() -> None:
     """Destroy the process group and restore torch's flags."""
-    restore_flags()
+    gpu.restore_flags()
     if dist.is_initialized():
         gc.collect()  # DDP's objects go first, because otherwise Gloo's threads abort the process
         dist.destroy_process_group()

@@ -120,14 +120,13 @@ class Experiment:
                 raise ValueError(f"--size-px with several values: {self.task.one_size}; give one value")
             share = stage.size_px / self.task.views(stage.level)[0].crop.size_px
             views = [view.resized(share) for view in views]
-        if (least := stage.crop_scale) is not None:
-            views = [
-                replace(view, crop=replace(crop, scale=(least, crop.scale[1])))
-                if isinstance(crop := view.crop, RandomResizedCrop)
-                else view
-                for view in views
-            ]
-        return tuple(view if self.input is None else view.seen_by(self.input) for view in views)
+        found = list[ViewSpec]()
+        for view in views:
+            crop = view.crop
+            if stage.crop_scale is not None and isinstance(crop, RandomResizedCrop):
+                view = replace(view, crop=replace(crop, scale=(stage.crop_scale, crop.scale[1])))
+            found.append(view if self.input is None else view.seen_by(self.input))
+        return tuple(found)
 
     def input_record(self, stage: Stage) -> dict[str, Any]:
         """Return the input of the network in a stage, as checkpoints store it."""
@@ -198,14 +197,11 @@ class Experiment:
         Raises:
             ValueError: The steps cannot run as the options require.
         """
-        graph = choose_graph(
-            options.graph, world.device, world.size, self._why_not_captured(stage, options, world)
-        )
-        precision = options.resolved_precision(world.device)
+        why_not = self._why_not_captured(stage, options, world)
+        graph = choose_graph(options.graph, world.device, world.size, why_not)
+        precision, batchnorm = options.resolved_precision(world.device), _frozen_batchnorm(options)
         frozen = self.backbone.blocks()[: stage.first_learning - 1]
-        fold = choose_fold(
-            options.fold_frozen, frozen, _frozen_batchnorm(options), precision, captured=graph.captures
-        )
+        fold = choose_fold(options.fold_frozen, frozen, batchnorm, precision, captured=graph.captures)
         if not self.views(stage):
             if options.compile not in ("auto", "off"):
                 raise ValueError(

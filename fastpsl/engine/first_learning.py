@@ -6,18 +6,10 @@ import torch
 
 from fastpsl.console.progress import operation
 from fastpsl.console.words import percent
+from fastpsl.engine import online_probe
 from fastpsl.engine.dataset_pass import undisturbed
 from fastpsl.engine.distributed import share
 from fastpsl.engine.experiment import Experiment, place_backbone
-from fastpsl.engine.online_probe import (
-    Features,
-    features_of,
-    knn_accuracy,
-    look_images,
-    look_view,
-    pooled_blocks,
-    why_no_knn,
-)
 from fastpsl.engine.run import RunData
 
 
@@ -27,7 +19,7 @@ def choose_first_learning(experiment: Experiment, data: RunData) -> tuple[str, s
     Those up to the one with the best kNN stay, or without classes all but the last. Each stage has a block.
     """
     num_blocks, num_stages = experiment.backbone.num_blocks, len(experiment.stages)
-    best, why = num_blocks, why_no_knn(data)
+    best, why = num_blocks, online_probe.why_no_knn(data)
     if why:
         why = f"there is no kNN of the blocks, because {why}"
     else:
@@ -46,12 +38,12 @@ def knn_of_blocks(experiment: Experiment, data: RunData) -> list[float]:
     """Return the kNN accuracy of each block, by the images of the online monitor's looks."""
     world, backbone = data.world, experiment.backbone
     place_backbone(experiment, data.options, world)
-    train, val = look_images(experiment, data)
+    train, val = online_probe.look_images(experiment, data)
     assert val is not None
-    pooled = partial(pooled_blocks, backbone, range(1, backbone.num_blocks + 1))
-    view = look_view(experiment, experiment.stages[0])
+    pooled = partial(online_probe.pooled_blocks, backbone, range(1, backbone.num_blocks + 1))
+    view = online_probe.look_view(experiment, experiment.stages[0])
     with torch.no_grad(), undisturbed(backbone, world), operation("kNN of each block"):
-        found: list[list[Features]] = [
-            features_of(data, part, view, pooled, lambda: False) for part in (train, val)
+        found: list[list[online_probe.Features]] = [
+            online_probe.features_of(data, part, view, pooled, lambda: False) for part in (train, val)
         ]
-        return [knn_accuracy(*parts) for parts in zip(*found, strict=True)]
+        return [online_probe.knn_accuracy(*parts) for parts in zip(*found, strict=True)]

@@ -70,11 +70,8 @@ class FusedNorm(nn.Module):
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         norms = [self.norm] if self.z_norm is None else [self.norm, self.z_norm]
         pool = self.pool
-        if (
-            all(_fits(norm, x) for norm in norms)
-            and (z is None or z.shape == x.shape)
-            and (pool is None or pool.fits(x))
-        ):
+        fits = all(_fits(norm, x) for norm in norms) and (pool is None or pool.fits(x))
+        if fits and (z is None or z.shape == x.shape):
             other: Tensor | Operand | None = z
             if z is not None:
                 z = z.to(x.dtype)

@@ -77,10 +77,8 @@ def cpu_has_bf16() -> bool:
     """
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").lower() in _ISA_WITHOUT_BF16:
         return False
-    flags = _of_cpu(_CPU_FILE, "flags").split()
-    return "amx_bf16" in flags or (
-        "avx512_bf16" in flags and _of_cpu(_CPU_FILE, "vendor_id") == "AuthenticAMD"
-    )
+    flags, is_amd = _of_cpu(_CPU_FILE, "flags").split(), _of_cpu(_CPU_FILE, "vendor_id") == "AuthenticAMD"
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and is_amd)
 
 
 def cpu_name() -> str:

@@ -118,9 +118,8 @@ def look_images(experiment: Experiment, data: RunData) -> tuple[Subset, Subset |
 def _most_images(experiment: Experiment, data: RunData) -> int:
     """Return how many training images a look has at most in any stage, and how many for validation."""
     options, num_train, batch_size = data.options, data.train.num_samples, data.options.batch_of()
-    learned = sum(
-        stage.epochs * num_train + (stage.num_steps or 0) * batch_size for stage in experiment.stages
-    )
+    stages = experiment.stages
+    learned = sum(stage.epochs * num_train + (stage.num_steps or 0) * batch_size for stage in stages)
     passed = 3 * learned // 100  # a learned image passes forward once, and backward for two
     if passed < min(MAX_TRAIN, num_train) + MAX_VAL:
         passed = max(passed, LOOK_OPERATIONS // _num_operations(experiment, data.world))
@@ -416,7 +415,10 @@ class OnlineProbe:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
                 norm.eval()
-        _average(norms, world)
+        for norm in norms:
+            for buffer in (norm.running_mean, norm.running_var):
+                assert buffer is not None
+                sum_over_ranks(world, buffer).div_(world.size)
 
     def in_random_order(self) -> Subset:
         """Return the training images for BatchNorm's statistics: a sorted folder has batches of one class."""
@@ -451,15 +453,6 @@ def pooled_blocks(backbone: Backbone, last_blocks: Sequence[int], images: Tensor
         if number in last_blocks:  # pooled now, since the next block may work in place
             pooled[number] = images.float().mean((2, 3))
     return [pooled[number] for number in last_blocks]
-
-
-def _average(norms: Sequence[_BatchNorm], world: World) -> None:
-    """Give the BatchNorms of all ranks the mean of their running statistics."""
-    if world.size > 1:
-        for norm in norms:
-            for buffer in (norm.running_mean, norm.running_var):
-                assert buffer is not None
-                sum_over_ranks(world, buffer).div_(world.size)
 
 
 def knn_accuracy(train: Features, val: Features) -> float:

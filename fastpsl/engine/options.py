@@ -53,22 +53,15 @@ class RunOptions:
     forms: ClassVar[str] = FORMS
     """What may be given as --data and --val."""
 
-    data: Annotated[
-        str | None,
-        arg(
-            help="Training images: a folder, a .beton file (FFCV's format), a quoted glob of such files, or "
-            "a list of images. Dataset files may live elsewhere: s3://bucket/train-*.beton, gs://, hf:// or "
-            "https://. Without it: a small sample that the package generates."
-        ),
-    ] = field(default=None, metadata=MACHINE | DATA)
-    val: Annotated[
-        str | None,
-        arg(
-            help="Validation images, in the same forms; or a share of --data, such as 10%, held back by the "
-            "images' names; or none. By default the sample's own, with --preset small or cpu-... 10%, else "
-            "none."
-        ),
-    ] = field(default=None, metadata=MACHINE | DATA)
+    data: str | None = field(default=None, metadata=MACHINE | DATA)
+    """Training images: a folder, a .beton file (FFCV's format), a quoted glob of such files, or a list of
+    images. Dataset files may live elsewhere: s3://bucket/train-*.beton, gs://, hf:// or https://. Without it:
+    a small sample that the package generates.
+    """
+    val: str | None = field(default=None, metadata=MACHINE | DATA)
+    """Validation images, in the same forms; or a share of --data, such as 10%, held back by the images'
+    names; or none. By default the sample's own, with --preset small or cpu-... 10%, else none.
+    """
     cache_dir: Path | None = field(default=None, metadata=MACHINE | DATA)
     """For data that live elsewhere: a folder on a local disk for what is in use; by default in $TMPDIR."""
     cache_gb: float | None = field(default=None, metadata=MACHINE | DATA)
@@ -81,13 +74,10 @@ class RunOptions:
     """Of images of more bands than colours: one or three to take, counted from 1, such as 4,3,2."""
     out: Path | None = field(default=None, metadata=MACHINE | OUTPUT)
     """Folder of the run; by default a new numbered one under runs/."""
-    resume: Annotated[
-        str,
-        arg(
-            help="auto: from the newest checkpoint in --out, if there is one; never: only into a fresh "
-            "folder; or the path of a checkpoint."
-        ),
-    ] = field(default="auto", metadata=MACHINE | OUTPUT)
+    resume: str = field(default="auto", metadata=MACHINE | OUTPUT)
+    """auto: from the newest checkpoint in --out, if there is one; never: only into a fresh folder; or the
+    path of a checkpoint.
+    """
     batch_size: int = field(default=256, metadata=OPTIMISATION)
     """Images per step, over all GPUs and accumulated batches."""
     config: Path | None = field(default=None, metadata=MACHINE | OUTPUT)
@@ -272,13 +262,10 @@ class TrainingOptions(RunOptions):
         default="auto", metadata=MACHINE | SPEED
     )
     """Augmentation by single operations, or in few kernels (fused); auto: fused if possible, else torch."""
-    compile: Annotated[
-        CompileName,
-        arg(
-            help="How the blocks run: off, as they are; fused, with fused BatchNorms; on, by torch.compile; "
-            "auto, the fastest known way."
-        ),
-    ] = field(default="auto", metadata=MACHINE | SPEED)
+    compile: CompileName = field(default="auto", metadata=MACHINE | SPEED)
+    """How the blocks run: off, as they are; fused, with fused BatchNorms; on, by torch.compile; auto, the
+    fastest known way.
+    """
     graph: GraphName = field(default="auto", metadata=MACHINE | SPEED)
     """Replay each step as one CUDA graph; auto: wherever the stage can be captured."""
     fold_frozen: FoldName = field(default="auto", metadata=MACHINE | SPEED | {"bare": "on"})
@@ -311,23 +298,17 @@ class TrainingOptions(RunOptions):
 class PretrainOptions(TrainingOptions):
     """The options of recipes that train a backbone by a plan."""
 
-    preset: Annotated[
-        Literal["auto", "paper", "small", "sample", "cpu-large", "cpu-medium", "cpu-small"],
-        arg(
-            help="The defaults: the paper's; small, a batch and a length for few images; cpu-..., a small "
-            "network for a CPU; sample, a minute's values. auto: sample without --data; else paper, for "
-            "fewer than 100,000 images small. Without a GPU, `fastpsl train` takes that of cpu-... which "
-            "ends in about half an hour."
-        ),
-    ] = field(default="auto", metadata=MACHINE | PLAN)
-    init: Annotated[
-        str | None,
-        arg(
-            help="Begin with these weights: a run's folder, a checkpoint, a file of `fastpsl export` or of "
-            "another project; or published ones: timm/NAME[.TAG], or an address such as "
-            "hf://ORG/NAME/model.safetensors."
-        ),
-    ] = field(default=None, metadata=MACHINE | PLAN)
+    preset: Literal["auto", "paper", "small", "sample", "cpu-large", "cpu-medium", "cpu-small"] = field(
+        default="auto", metadata=MACHINE | PLAN
+    )
+    """The defaults: the paper's; small, a batch and a length for few images; cpu-..., a small network for a
+    CPU; sample, a minute's values. auto: sample without --data; else paper, for fewer than 100,000 images
+    small. Without a GPU, `fastpsl train` takes that of cpu-... which ends in about half an hour.
+    """
+    init: str | None = field(default=None, metadata=MACHINE | PLAN)
+    """Begin with these weights: a run's folder, a checkpoint, a file of `fastpsl export` or of another
+    project; or published ones: timm/NAME[.TAG], or an address such as hf://ORG/NAME/model.safetensors.
+    """
     init_partial: bool = field(default=False, metadata=MACHINE | PLAN)
     """Let --init take the tensors that fit by name and shape. A line lists the others."""
     max_download_gb: float = field(default=MAX_DOWNLOAD_GB, metadata=MACHINE | PLAN)
@@ -345,20 +326,13 @@ class PretrainOptions(TrainingOptions):
     """Epochs of each stage; their number is that of the stages. One value trains all blocks end to end."""
     batch_size: PerStage = field(default=256, metadata=OPTIMISATION)  # type: ignore[assignment]
     """Images per step, over all GPUs and accumulated batches: one value, or one for each stage."""
-    crop_scale: Annotated[
-        tuple[float, ...] | None,
-        arg(
-            help="The least share of an image's area in a random resized crop: one value, or one for each "
-            "stage; by default the method's own."
-        ),
-    ] = field(default=None, metadata=PLAN)
-    partition: Annotated[
-        tuple[str, ...],
-        arg(
-            help="Blocks that learn in each stage, such as 1-3 2-4 3-5; by default n stages of all but n - 1 "
-            "blocks each."
-        ),
-    ] = field(default=(), metadata=PLAN)
+    crop_scale: tuple[float, ...] | None = field(default=None, metadata=PLAN)
+    """The least share of an image's area in a random resized crop: one value, or one for each stage; by
+    default the method's own.
+    """
+    partition: tuple[str, ...] = field(default=(), metadata=PLAN)
+    """Blocks that learn in each stage, such as 1-3 2-4 3-5; by default n stages of all but n - 1 blocks each.
+    """
     levels: tuple[int, ...] = field(default=(), metadata=PLAN)
     """Difficulty of the task in each stage, or one for all; by default from the easiest to the hardest."""
     frozen_batchnorm: Literal["eval", "train"] = field(default="eval", metadata=PLAN)
@@ -413,12 +387,10 @@ class PretrainOptions(TrainingOptions):
                 f"--first-learning {self.first_learning} with --plan {self.plan}: it is for --plan continue"
             )
         first, every = self.first_learning, self.probe_every
-        return replace(
-            self,
-            first_learning=f"B{first}" if first is not None and first.isdecimal() else first,
-            partition=tuple(part.replace("B", "") for part in self.partition),
-            probe_every=1 if self.freeze_when != "never" and every is None else every,
-        )
+        first = f"B{first}" if first is not None and first.isdecimal() else first
+        every = 1 if self.freeze_when != "never" and every is None else every
+        partition = tuple(part.replace("B", "") for part in self.partition)
+        return replace(self, first_learning=first, partition=partition, probe_every=every)
 
     @override
     def resolved_precision(self, device: torch.device) -> str:
@@ -460,12 +432,8 @@ class PretrainOptions(TrainingOptions):
             ValueError: Options of the plan do not fit each other, the task or the backbone.
         """
         name, needs_several = getattr(self, "backbone", ""), len(self.epochs) > 1 or self.plan == "continue"
-        if (
-            num_blocks == 1
-            and needs_several
-            and self.plan != "end_to_end"
-            and (is_own(name) or is_module(name))
-        ):
+        is_users = is_own(name) or is_module(name)
+        if num_blocks == 1 and needs_several and self.plan != "end_to_end" and is_users:
             from fastpsl.models.given import stages_of_one_block
 
             raise stages_of_one_block(self.plan, name)

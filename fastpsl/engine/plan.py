@@ -57,9 +57,7 @@ class Stage:
 
     @override
     def __str__(self) -> str:
-        length = (
-            number_of(self.epochs, "epoch") if self.num_steps is None else number_of(self.num_steps, "step")
-        )
+        length = number_of(self.max_epochs, "epoch" if self.num_steps is None else "step")
         if self.first_learning > self.last_block:
             return f"{self.name}: the head learns on B1-B{self.last_block}, frozen, {length}"
         own = f", {self.size_px} px" if self.size_px else ""
@@ -211,9 +209,8 @@ def _parts(
     for part_before, part_after in pairwise(parts):
         if not (part_before[0] < part_after[0] and part_before[1] < part_after[1]):
             raise ValueError(f"{option}: each stage must begin and end above the one before it")
-    holes = set(range(first_block, num_blocks + 1)).difference(
-        *(range(first, last + 1) for first, last in parts)
-    )
+    learned = (range(first, last + 1) for first, last in parts)
+    holes = set(range(first_block, num_blocks + 1)).difference(*learned)
     if holes:
         raise ValueError(
             f"{option} has a hole: B{min(holes)} would never learn; let each of B{first_block} to "

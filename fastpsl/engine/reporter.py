@@ -226,18 +226,9 @@ class Reporter:
     """A reporter that collects each step's metrics on the device and fetches them every `log_steps` steps."""
 
     def __init__(
-        self,
-        folder: Path,
-        world: World,
-        *,
-        batch_size: int,
-        log_steps: int,
-        resumed_run_step: int,
-        tensorboard: bool,
-        wandb: bool,
-        config: dict[str, Any],
-        quiet: bool = False,
-    ):
+        self, folder: Path, world: World, *, batch_size: int, log_steps: int, resumed_run_step: int,
+        tensorboard: bool, wandb: bool, config: dict[str, Any], quiet: bool = False,
+    ):  # fmt: skip
         self.folder, self.world, self.batch_size, self.log_steps = folder, world, batch_size, log_steps
         self._bad_names, self._bad_read = set[str](), 0
         self.screen = Screen(make_console(quiet=quiet)) if world.rank == 0 else None

@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,11 +32,8 @@ _OLD_VALUES = {"fold_frozen": {False: "off", True: "on"}}  # of earlier checkpoi
 
 def choices_of(train_step: TrainStep) -> dict[str, Any]:
     """Return the stage's choices under their options' names, for checkpoints."""
-    return {
-        "compile": train_step.step_choice.mode,
-        "augment_backend": train_step.augment.path,
-        "fold_frozen": train_step.fold_choice.mode,
-    }
+    step, fold = train_step.step_choice.mode, train_step.fold_choice.mode
+    return {"compile": step, "augment_backend": train_step.augment.path, "fold_frozen": fold}
 
 
 def reasons_of(
@@ -212,15 +208,13 @@ def find_checkpoint(
     changed = {name: f"{name} {was} → {now}" for name, (was, now) in pairs.items() if was != now}
     if changed:
         notes.append(f"changed since then (allowed): {', '.join(changed.values())}")
-    if "max_steps_per_stage" in changed:
-        notes += [
-            f"{name} has ended after {steps:,} of {planned:,} steps and stays so; give another --out to "
-            "train it longer"
-            for name, steps, planned in map(
-                itemgetter("stage", "num_steps", "num_steps_planned"), where["summaries"]
+    for summary in where["summaries"] if "max_steps_per_stage" in changed else ():
+        name, steps, planned = summary["stage"], summary["num_steps"], summary["num_steps_planned"]
+        if steps < planned:
+            notes.append(
+                f"{name} has ended after {steps:,} of {planned:,} steps and stays so; give another --out to "
+                "train it longer"
             )
-            if steps < planned
-        ]
     wait_for_all(world)  # every rank must have read it before files are renamed
     if world.rank == 0:
         notes += _abandon_later_checkpoints(checkpoints, Path(chosen), where["run_step"])

@@ -336,7 +336,10 @@ class Run:
         )
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
         if self.resume_state:
-            self._keep_origin(self.resume_state["science"])
+            # The record keeps which weights the run began with, whatever a resume is given.
+            begun = self.resume_state["science"]
+            self.science.pop(INITIAL_WEIGHTS, None)
+            self.science |= {name: begun[name] for name in (INITIAL_WEIGHTS,) if name in begun}
         self.resumed = self.resume_state is not None
         self.meter = Meter(world, self.resume_state.get("so_far", {}) if self.resume_state else None)
         self._folder.callback(self.meter.close)
@@ -349,17 +352,11 @@ class Run:
             if world.rank == 0:
                 self._write_records()
         self.stop_signal = StopSignal(world, options.checkpoint_minutes)
-        if self.resumed and self.precision != (
-            usual := replace(options, precision="auto").resolved_precision(world.device)
-        ):
+        usual = replace(options, precision="auto").resolved_precision(world.device)
+        if self.resumed and self.precision != usual:
             notes.append(f"computes in {self.precision}, as the run began; a new run here would take {usual}")
         for line in (*notes, *map(summary_line, self.position.summaries)):
             self.reporter.log(line)
-
-    def _keep_origin(self, begun: Mapping[str, Any]) -> None:
-        """Keep in the record which weights the run began with, whatever a resume is given."""
-        self.science.pop(INITIAL_WEIGHTS, None)
-        self.science |= {name: begun[name] for name in (INITIAL_WEIGHTS,) if name in begun}
 
     def _machine(self) -> dict[str, Any]:
         names = set(self.options.as_dict()) - set(self.options.science())
@@ -372,12 +369,8 @@ class Run:
         (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt may have written it
         remove_leftovers(self.folder, beginning=_RECORDS)
         self.write_status("running", "")
-        config: dict[str, Any] = {
-            "options": self.options.as_dict(),
-            "science": self.science,
-            "command": sys.argv,
-        }
-        config |= {"differences": self.differences, "images": self.data.numbers()}
+        config: dict[str, Any] = {"options": self.options.as_dict(), "science": self.science}
+        config |= {"command": sys.argv, "differences": self.differences, "images": self.data.numbers()}
         if self.steps is not None:
             config["steps"] = self.steps
         write_atomically(self.folder / CONFIG.name, json.dumps(config, indent=1).encode())

@@ -64,17 +64,9 @@ class StageBench:
     """
 
     def __init__(
-        self,
-        experiment: Experiment,
-        number: int,
-        options: TrainingOptions,
-        data: Dataset,
-        world: World,
-        *,
-        seconds: float = 3.0,
-        min_steps: int = 1,
-        views: Sequence[ViewSpec] | None = None,
-    ):
+        self, experiment: Experiment, number: int, options: TrainingOptions, data: Dataset, world: World, *,
+        seconds: float = 3.0, min_steps: int = 1, views: Sequence[ViewSpec] | None = None,
+    ):  # fmt: skip
         self.experiment, self.options, self.data, self.world = experiment, options, data, world
         self.seconds, self.min_steps = seconds, min_steps
         self.cores_used = 0.0

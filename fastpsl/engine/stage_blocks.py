@@ -63,9 +63,8 @@ class StageBlocks(nn.Module):
         blocks, self.min_px = backbone.blocks(), backbone.min_px
         backbone.requires_grad_(False)
         self.frozen = nn.ModuleList(blocks[: stage.first_learning - 1])
-        self.learning = nn.ModuleList(blocks[stage.first_learning - 1 : stage.last_block]).requires_grad_(
-            True
-        )
+        self.learning = nn.ModuleList(blocks[stage.first_learning - 1 : stage.last_block])
+        self.learning.requires_grad_(True)
         self.frozen_batchnorm, self.batchnorm = frozen_batchnorm, batchnorm
         if batchnorm == "fixed":
             for norm in self._learning_norms():

@@ -335,11 +335,8 @@ class StageChoices(NamedTuple):
 
     def reasons(self) -> dict[str, tuple[str, str]]:
         """Return each option's value, and the reason for it."""
-        return {
-            "compile": (self.step.mode, self.step.reason),
-            "graph": (self.graph.value, self.graph.reason),
-            "fold_frozen": (self.fold.mode, self.fold.reason),
-        }
+        graph = self.graph.value, self.graph.reason
+        return {"compile": (*self.step,), "graph": graph, "fold_frozen": (*self.fold,)}
 
 
 PLAIN = StageChoices()
@@ -376,9 +373,8 @@ class Proof:
         learning = [number for number, tensor in enumerate(self._tensors) if tensor.requires_grad]
         self._weights = [(self._tensors[number].detach(), self._before[number]) for number in learning]
         # Here, too, although needed later: the caller catches a lack of memory at the making alone.
-        self._changes, self._gaps = (
-            [torch.empty_like(value) for _, value in self._weights] for _ in range(2)
-        )
+        weights = [weight for weight, _ in self._weights]
+        self._changes, self._gaps = ([torch.empty_like(each) for each in weights] for _ in range(2))
         self._draws = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def launched(self, launch: "Replay") -> None:

@@ -9,18 +9,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
+from fastpsl.engine import step_modes
 from fastpsl.engine.distributed import World, sum_over_ranks, take_tensors_of_rank_0
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks, StepMetrics
-from fastpsl.engine.step_modes import (
-    IS_SKIPPED,
-    PLAIN,
-    SkippedStep,
-    StageChoices,
-    StepGraphs,
-    StepState,
-    beside,
-    make_runner,
-)
 from fastpsl.kernels.autocast import autocast
 from fastpsl.models.foreign_weights import first_three
 from fastpsl.pipelines.loader.augment import TORCH, Augment
@@ -98,7 +89,7 @@ class TrainStep:
         precision: str,
         world: World,
         augment: Augment = TORCH,
-        choices: StageChoices = PLAIN,
+        choices: step_modes.StageChoices = step_modes.PLAIN,
         clip_norm: float | None = None,
     ):
         self.module, self.optimiser, self.views, self.world = module, optimiser, views, world
@@ -110,16 +101,16 @@ class TrainStep:
         self.lr = torch.zeros((), device=world.device)  # a captured step would keep a number
         self._lr_on_host = 0.0  # for checkpoints, which need not ask the device
         self._bind_rate()
-        self._skipped = SkippedStep(self.num_skipped)
+        self._skipped = step_modes.SkippedStep(self.num_skipped)
         # A hook, because the scaler takes its found_inf away again at the end of the optimiser's step.
         optimiser.register_step_pre_hook(self._skipped)
-        self._state = StepState([*module.written_buffers(), *module.task.kept_state()])
-        self._graphs = StepGraphs(choices.graph, world) if choices.graph.captures else None
+        self._state = step_modes.StepState([*module.written_buffers(), *module.task.kept_state()])
+        self._graphs = step_modes.StepGraphs(choices.graph, world) if choices.graph.captures else None
         self.forward: nn.Module = module
         self._is_first = True
         if world.size > 1:
             # torch wants DDP made on a side stream where its steps are captured (its notes on CUDA graphs).
-            with beside(world.device) if choices.graph.captures else contextlib.nullcontext():
+            with step_modes.beside(world.device) if choices.graph.captures else contextlib.nullcontext():
                 # Gradients lie in the buckets that are exchanged, so they are not copied there.
                 parallel = DistributedDataParallel(module, gradient_as_bucket_view=True)
             # DDP has copied rank 0's buffers to all ranks on construction. Copying them at each forward pass
@@ -135,7 +126,7 @@ class TrainStep:
                 parallel.reducer._push_all_rebuilt_params()
                 parallel.reducer._rebuild_buckets()
             self.forward = parallel
-        module.blocks.runner = make_runner(choices.step.mode)
+        module.blocks.runner = step_modes.make_runner(choices.step.mode)
         if choices.fold.mode == "on":
             module.blocks.fold_frozen(self.dtype)
 
@@ -167,7 +158,7 @@ class TrainStep:
     def release(self) -> None:
         """Free the captured steps and their memory. Later steps are captured anew."""
         if self._graphs is not None:
-            self._graphs = StepGraphs(self.graph_choice, self.world)
+            self._graphs = step_modes.StepGraphs(self.graph_choice, self.world)
 
     def compute(self, batches: Iterable[Batch], num_batches: int) -> StepMetrics:
         """Launch a whole step, in which no value is read on the host."""
@@ -203,7 +194,7 @@ class TrainStep:
             self.scaler.update(new_scale=1.0)  # a scale of 1 changes no value, and it would grow
         self.optimiser.zero_grad(set_to_none=True)
         is_skipped = self._skipped.take()
-        self.module.task.after_step([{**extra, IS_SKIPPED: is_skipped} for extra in extras])
+        self.module.task.after_step([{**extra, step_modes.IS_SKIPPED: is_skipped} for extra in extras])
         self._state.restore_if(is_skipped)  # after `after_step`, whose writes it takes back, too
         # The count goes with the metrics, so that the host never asks for it.
         pairs = [*totals.values(), (self.num_skipped, torch.ones_like(self.num_skipped))]
@@ -235,7 +226,10 @@ class TrainStep:
         Further steps are launched, in the mode that is the fastest for them.
         """
         if self.launched != self.step_choice:
-            self.step_choice, self.module.blocks.runner = self.launched, make_runner(self.launched.mode)
+            self.step_choice, self.module.blocks.runner = (
+                self.launched,
+                step_modes.make_runner(self.launched.mode),
+            )
         self.optimiser.zero_grad(set_to_none=True)
         # A new one, because the old one may have unscaled gradients, and refuses to do so twice in a step.
         state, self.scaler = self.scaler.state_dict(), self._new_scaler()
@@ -327,11 +321,8 @@ class TrainStep:
         optimiser = self.optimiser.state_dict()
         # The host's own number, so that the device is not asked for its tensor.
         groups = [{**group, "lr": self._lr_on_host} for group in optimiser["param_groups"]]
-        return {
-            "head": self.module.head.state_dict(),
-            "optimiser": {**optimiser, "param_groups": groups},
-            "scaler": self.scaler.state_dict(),
-        }
+        optimiser, scaler = {**optimiser, "param_groups": groups}, self.scaler.state_dict()
+        return {"head": self.module.head.state_dict(), "optimiser": optimiser, "scaler": scaler}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.release()  # a captured step writes to tensors that are replaced here

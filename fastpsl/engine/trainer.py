@@ -45,11 +45,9 @@ def warm_up_loader(run: Run, task: Task, stage: Stage, loader: BatchSource) -> N
     """
     # One compiles the loader by numba. The machine's others then read the code from numba's cache.
     is_reader = run.world.local_rank == 0
-    doing = (
-        "reading the first batch, for which numba may compile" if is_reader else "waiting for the first batch"
-    )
+    doing = "reading the first batch, for which numba may compile"
     with operation("") as progress:
-        progress.rename(f"{stage.name}: {doing}", early=True)
+        progress.rename(f"{stage.name}: {doing if is_reader else 'waiting for the first batch'}", early=True)
         # The others have no batch, and hear whether one failed.
         batches = loader.epoch(run.position.first_epoch) if is_reader else (None for _ in range(1))
         with contextlib.closing(batches):  # nobody wants the batches that are in flight behind the first
@@ -201,11 +199,10 @@ class StageTrainer:
         run, position, task, name = self.run, self.position, self.experiment.task, self.stage.name
         with contextlib.ExitStack() as stack:
             with progress.span(f"{name}: opening its loaders"):
-                own_loader = task.train_loader(run.data)
-                loader = stack.enter_context(
-                    own_loader or run.data.loader(run.data.train, self.views, train=True)
+                opened = task.train_loader(run.data) or run.data.loader(
+                    run.data.train, self.views, train=True
                 )
-                self.loader = loader
+                self.loader = loader = stack.enter_context(opened)
                 self.steps_per_epoch = loader.num_steps // run.options.accumulate
                 self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
                 self.end_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
@@ -247,12 +244,11 @@ class StageTrainer:
                     task.end_stage(self._context(self.stage.max_epochs))
                 except PassStopped:
                     return False
-                num_steps, chance = (position.step, self.num_steps), task.chance(self.stage.level)
+                steps, chance = (position.step, self.num_steps), task.chance(self.stage.level)
                 figures: dict[str, Any] = {**self.online_probe.result(), **peak_memory(run.world.device)}
                 figures["so_far"] = run.so_far()  # sums the ranks' joules, so every rank calls it
-                summary = run.reporter.stage_summary(
-                    self.stage, num_steps, position.seconds, val, chance, figures
-                )
+                seconds = position.seconds
+                summary = run.reporter.stage_summary(self.stage, steps, seconds, val, chance, figures)
                 if val_loader is not None and part is not run.data.val:
                     summary["num_val_images"] = val_loader.num_samples
                 if run.num_shared is not None:
@@ -271,10 +267,8 @@ class StageTrainer:
             loader.decoder_name in SLOWER or bool(loader.decoder.remark)
         )
         text = f"{loader.decoder_name}: {loader.decoder_reason}"
-        choices = [
-            *reasons_of(self.train_step, self.stage, self.views, run.options, self.kept),
-            ("decoder", text, is_slower or run.options.decoder != "auto"),
-        ]
+        choices = [*reasons_of(self.train_step, self.stage, self.views, run.options, self.kept)]
+        choices.append(("decoder", text, is_slower or run.options.decoder != "auto"))
         run.note_choices(self.stage, {name: text for name, text, _ in choices})
         for name, text, is_told in choices:
             if is_told:
@@ -365,12 +359,10 @@ class StageTrainer:
         epoch_s = self.position.seconds * self.steps_per_epoch / self.position.step
         share = seconds / (seconds + epoch_s)
         if seconds >= _TOLD_GAP_S and (self.experiment.task.has_own_order or share > LONG_SHARE):
-            self.run.reporter.log_once(
-                "between epochs",
-                f"{self.stage.name}: {seconds:.2g} s without a step before epoch "
-                f"{self.position.step // self.steps_per_epoch + 1}, {share:.1%} of its time: labels, log, "
-                "checkpoint and probe",
-            )
+            epoch = self.position.step // self.steps_per_epoch + 1
+            text = f"{self.stage.name}: {seconds:.2g} s without a step before epoch {epoch}, {share:.1%} of "
+            text += "its time: labels, log, checkpoint and probe"
+            self.run.reporter.log_once("between epochs", text)
 
     def _begin(self, epoch: int, order: np.ndarray | None = None) -> None:
         """Let the loader start the next epoch's first batches, if it can."""

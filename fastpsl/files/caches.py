@@ -93,7 +93,7 @@ def checked_once(digest: str, what: str, check: Callable[[], None]) -> None:
     folder = cache_folder() / "checked"
     passed = folder / digest
     with contextlib.ExitStack() as stack:
-        with _keeping(folder):
+        with keeping(folder, "what was checked"):
             if passed.exists():
                 return
             folder.mkdir(parents=True, exist_ok=True)
@@ -102,16 +102,15 @@ def checked_once(digest: str, what: str, check: Callable[[], None]) -> None:
             print(f"checking {what}, this once", file=sys.stderr, flush=True)
             with operation(f"checking {what}"):
                 check()
-            with _keeping(folder):
+            with keeping(folder, "what was checked"):
                 passed.touch()
 
 
 @contextlib.contextmanager
-def _keeping(folder: Path) -> Iterator[None]:
+def keeping(folder: Path, what: str) -> Iterator[None]:
+    """Tell where something cannot be kept in the cache, and what to do."""
     try:
         yield
     except OSError as error:
         advice = cache_remedy(error)
-        raise ValueError(
-            f"{folder}: what was checked cannot be kept there ({error.strerror}); {advice}"
-        ) from None
+        raise ValueError(f"{folder}: {what} cannot be kept there ({error.strerror}); {advice}") from None

@@ -20,19 +20,9 @@ from kornia.filters import filter2d_separable
 from kornia.geometry.transform import hflip, remap, resize, rot180, vflip
 from torch import Tensor
 
-from fastpsl.kernels import colour, lab
+from fastpsl.kernels import colour, geometry, lab
 from fastpsl.kernels.colour import ColourDistortion, Grey, Solarise
 from fastpsl.kernels.filters import Sobel, SobelXY
-from fastpsl.kernels.geometry import (
-    AllTurns,
-    Enlarge,
-    Flip,
-    Rotate45,
-    Rotate90,
-    Shift,
-    WarpPair,
-    check_square,
-)
 from fastpsl.kernels.lab import Lightness
 from fastpsl.kernels.normalise import check_mean_and_std, filled, finish, per_sample, result_dtype, to_float32
 from fastpsl.kernels.normalise import normalise as defined_normalise
@@ -55,26 +45,26 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
     return finish(x, dtype)
 
 
-def _flip(op: Flip, images: Tensor, draw: Draw) -> Tensor:
+def _flip(op: geometry.Flip, images: Tensor, draw: Draw) -> Tensor:
     return finish(torch.where(per_sample(draw["flip"]), hflip(images), images), images.dtype)
 
 
-def _turn(op: Rotate90 | Rotate45, images: Tensor, draw: Draw) -> Tensor:
+def _turn(op: geometry.Rotate90 | geometry.Rotate45, images: Tensor, draw: Draw) -> Tensor:
     num, turns = getattr(op, "num", 4), draw["turns"]
-    check_square(images.shape[-2], images.shape[-1], num)
+    geometry.check_square(images.shape[-2], images.shape[-1], num)
     x = torch.where(per_sample(turns >= 2), rot180(images), images)
     if num == 4:
         x = torch.where(per_sample(turns % 2 == 1), vflip(x.transpose(-1, -2)), x)
     return finish(x, images.dtype)
 
 
-def _all_turns(op: AllTurns, images: Tensor, draw: Draw) -> Tensor:
-    check_square(images.shape[-2], images.shape[-1], op.num)
+def _all_turns(op: geometry.AllTurns, images: Tensor, draw: Draw) -> Tensor:
+    geometry.check_square(images.shape[-2], images.shape[-1], op.num)
     turned = [images, vflip(images.transpose(-1, -2)), rot180(images), hflip(images.transpose(-1, -2))]
     return finish(torch.stack(turned[:: 4 // op.num], 1).flatten(0, 1), images.dtype)
 
 
-def _shift(op: Shift, images: Tensor, draw: Draw) -> Tensor:
+def _shift(op: geometry.Shift, images: Tensor, draw: Draw) -> Tensor:
     # At whole pixels the nearest one is exact; `translate` copies from the host before Kornia 0.9.
     height, width = images.shape[-2:]
     tops, lefts = (draw["shift"] - op.max_px)[:, :, None, None].unbind(1)
@@ -84,11 +74,11 @@ def _shift(op: Shift, images: Tensor, draw: Draw) -> Tensor:
     return finish(_sampled(images.to(torch.float32), x, y, "nearest", "zeros"), images.dtype)
 
 
-def _enlarge(op: Enlarge, images: Tensor, draw: Draw) -> Tensor:
+def _enlarge(op: geometry.Enlarge, images: Tensor, draw: Draw) -> Tensor:
     return op.middle(resize(images.to(torch.float32), (op.side_px, op.side_px)), images.dtype)
 
 
-def _warp_pair(op: WarpPair, images: Tensor, draw: Draw) -> Tensor:
+def _warp_pair(op: geometry.WarpPair, images: Tensor, draw: Draw) -> Tensor:
     def sample(x: Tensor, grid: Tensor) -> Tensor:
         return _sampled(x, grid[..., 0], grid[..., 1], "bilinear", "border")
 
@@ -170,11 +160,11 @@ FORMS: dict[type, Callable[[Any, Tensor, Draw], Tensor]] = {
     Solarise: _solarise,
     Sobel: _sobel,
     SobelXY: _sobel_xy,
-    Flip: _flip,
-    Rotate90: _turn,
-    Rotate45: _turn,
-    AllTurns: _all_turns,
-    Shift: _shift,
-    Enlarge: _enlarge,
-    WarpPair: _warp_pair,
+    geometry.Flip: _flip,
+    geometry.Rotate90: _turn,
+    geometry.Rotate45: _turn,
+    geometry.AllTurns: _all_turns,
+    geometry.Shift: _shift,
+    geometry.Enlarge: _enlarge,
+    geometry.WarpPair: _warp_pair,
 }

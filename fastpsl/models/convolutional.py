@@ -163,9 +163,16 @@ class AlexNet(Backbone):
         ]  # fmt: skip
 
 
-def _convolution(inputs: int, width: int, kernel: int, stride: int = 1, padding: int = 0) -> list[nn.Module]:
-    conv = nn.Conv2d(inputs, width, kernel, stride=stride, padding=padding)
+def _convolution(inputs: int, width: int, kernel: int, **options: Any) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, width, kernel, **options)
     return [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+
+
+def resnet_blocks(network: Any) -> list[nn.Module]:
+    """Return the blocks of a network that has the layers of torchvision's ResNet, by their names."""
+    stem = nn.Sequential(network.conv1, network.bn1, network.relu)
+    first = nn.Sequential(network.maxpool, network.layer1)
+    return [stem, first, network.layer2, network.layer3, network.layer4]
 
 
 # The width and number of the convolutions in each of conv1_x … conv5_x.
@@ -219,11 +226,7 @@ class VGG(Backbone):
         inputs = 3
         for width, count in GROUPS:
             for _ in range(count):
-                layers += [
-                    nn.Conv2d(inputs, width, 3, padding=1),
-                    nn.BatchNorm2d(width),
-                    nn.ReLU(inplace=True),
-                ]
+                layers += _convolution(inputs, width, 3, padding=1)
                 inputs = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
@@ -285,10 +288,6 @@ def convolutions(
     """Build a block of convolutions, each with BatchNorm and ReLU. Classifiers use it for one block more."""
     parts: list[nn.Module] = []
     for kernel, width in layers:
-        parts += [
-            nn.Conv2d(inputs, width, kernel, padding=kernel // 2, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-        ]
+        parts += _convolution(inputs, width, kernel, padding=kernel // 2, bias=False)
         inputs = width
     return nn.Sequential(*parts, *([pool] if pool is not None else []))

@@ -64,10 +64,8 @@ def model_card(
     title, input = f"# {plain(folder)}", pretrained.input.in_words()
     if pretrained.input.channels not in CHANNELS:  # a name by the file
         input = plain(input)
-    about = (
-        f"A {plain(record['backbone'])} without classifier, {trained}. timm calls the network "
-        f"{code(architecture)}."
-    )
+    about = f"A {plain(record['backbone'])} without classifier, {trained}. timm calls the network "
+    about += f"{code(architecture)}."
     sections = [_header(recipe), title, about]
     if record["cut"]:
         sections.append("**The training was cut short: these weights are of a trial and worth nothing.**")
@@ -266,9 +264,8 @@ def _architecture(pretrained: Pretrained, name: str) -> Architecture:
     if config.get("fixed_input_size"):
         # timm would build the network for another size, and interpolate the positions that were learned.
         arguments["img_size"] = config["input_size"][-1]
-    return Architecture(
-        name.removeprefix(TIMM), network.num_features, config["first_conv"], config["classifier"], arguments
-    )
+    first, classifier = config["first_conv"], config["classifier"]
+    return Architecture(name.removeprefix(TIMM), network.num_features, first, classifier, arguments)
 
 
 def _is_ours(weights: Path) -> bool:

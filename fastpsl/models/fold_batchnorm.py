@@ -2,7 +2,6 @@
 
 import copy
 import operator
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from fastpsl.console.words import worded
+from fastpsl.console.words import warn
 from fastpsl.models.backbone import cast_layers
 from fastpsl.models.revnet import Group
 
@@ -89,13 +88,11 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
 def _unsynchronise(module: fx.GraphModule) -> None:
     """Turn SyncBatchNorms, which torch.fx cannot fold, into BatchNorms, which are equal in eval mode."""
     for node in module.graph.nodes:
-        if node.op == "call_module" and isinstance(
-            part := module.get_submodule(node.target), nn.SyncBatchNorm
-        ):
+        part = module.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(part, nn.SyncBatchNorm):
             before = node.args[0]
-            of_linear = before.op == "call_module" and isinstance(
-                module.get_submodule(before.target), nn.Linear
-            )
+            source = module.get_submodule(before.target) if before.op == "call_module" else None
+            of_linear = isinstance(source, nn.Linear)
             part.__class__ = nn.BatchNorm1d if of_linear else nn.BatchNorm2d  # type: ignore[assignment]
 
 
@@ -149,12 +146,9 @@ class ConvReLU(nn.Module):
             self._cudnn(x, self._cudnn(x, None))
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:120]
-            warnings.warn(
-                worded(
-                    "--fold-frozen gains little here: cuDNN has no kernel that joins convolution and ReLU "
-                    f"({reason}); you may leave it out"
-                ),
-                stacklevel=2,
+            warn(
+                "--fold-frozen gains little here: cuDNN has no kernel that joins convolution and ReLU "
+                f"({reason}); you may leave it out"
             )
             return False
         return True

@@ -72,9 +72,8 @@ def _read_arrays(path: Path) -> dict[str, Any] | None:
             content = load_plain(data)
         arrays: Any = content.get("model", content.get(b"model"))
         # np.array would make an array of a list or a text, too.
-        if not isinstance(arrays, dict) or not all(
-            isinstance(array, np.ndarray | float | int) for array in arrays.values()
-        ):
+        numbers = np.ndarray | float | int
+        if not isinstance(arrays, dict) or not all(isinstance(each, numbers) for each in arrays.values()):
             return None
         names = [name.decode("latin1") if isinstance(name, bytes) else name for name in arrays]
         copies = [torch.from_numpy(np.array(array)) for array in arrays.values()]

@@ -70,9 +70,8 @@ def open_initial(source: str, max_download_gb: float = MAX_DOWNLOAD_GB) -> Weigh
     if not is_remote(source):
         return open_weights(Path(source))
     is_file, place = _is_file(source), source.rstrip("/")
-    weights = _read_copy(
-        source, _fetched(source if is_file else f"{place}/model.safetensors", max_download_gb)
-    )
+    path = _fetched(source if is_file else f"{place}/model.safetensors", max_download_gb)
+    weights = _read_copy(source, path)
     if is_file or weights.kind:  # with our record, a folder's file says all
         return weights
     address = f"{place}/config.json"

@@ -50,12 +50,8 @@ def onnx_bytes(pretrained: Pretrained, record: dict[str, Any]) -> tuple[bytes, l
     smallest = pretrained.backbone.min_px
     size = f"height and width of {smallest} px or more" if is_free else f"{side} x {side} px alone"
     outputs = OUTPUTS[: len(graph.outputs)]
-    program.model.metadata_props.update(
-        {
-            "fastpsl": json.dumps(record | {"outputs": [*outputs]}),
-            INPUT: f"{pretrained.input.in_words()}; {size}",
-        }
-    )
+    told = {"fastpsl": json.dumps(record | {"outputs": [*outputs]})}
+    program.model.metadata_props.update({**told, INPUT: f"{pretrained.input.in_words()}; {size}"})
     data: bytes = program.model_proto.SerializeToString()
     shapes = [(1, side, side), (3, side, side), *([(2, side + 19, side + 6)] if is_free else [])]
     difference = _largest_difference(network, data, shapes, pretrained.input.num_channels)
@@ -124,15 +120,11 @@ def _trace(
 
 
 def _program(network: nn.Module, images: Tensor, free: dict[int, str]) -> torch.onnx.ONNXProgram:
+    outputs = OUTPUTS[: 1 + network.with_map]  # type: ignore[operator]
     program = torch.onnx.export(
-        network,
-        (images,),
-        dynamo=True,
-        verbose=False,
-        input_names=[INPUT],
-        output_names=OUTPUTS[: 1 + network.with_map],  # type: ignore[operator]
+        network, (images,), dynamo=True, verbose=False, input_names=[INPUT], output_names=outputs,
         dynamic_shapes=(free,),
-    )
+    )  # fmt: skip
     assert program is not None
     return program
 
@@ -171,9 +163,8 @@ def _largest_difference(
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     largest = 0.0
     for batch, height, width in shapes:
-        images = torch.randn(
-            (batch, num_channels, height, width), generator=torch.Generator().manual_seed(batch)
-        )
+        random = torch.Generator().manual_seed(batch)
+        images = torch.randn((batch, num_channels, height, width), generator=random)
         theirs = session.run(None, {INPUT: images.numpy()})
         for expected, value in zip((part.numpy() for part in network(images)), theirs, strict=True):
             if expected.shape != value.shape:

@@ -179,12 +179,9 @@ class OwnBackbone(Wrapped):
         if not blocks or not all(isinstance(block, nn.Module) for block in blocks):
             raise self._wrong("blocks() must return one torch.nn.Module or more, in a list")
         if self._cut is _own_blocks:
-            channels = getattr(network, "channels", None)
-            if (
-                not isinstance(channels, tuple | list)
-                or len(channels) != len(blocks)
-                or not all(isinstance(number, Integral) for number in channels)
-            ):
+            channels: Any = getattr(network, "channels", None)
+            are_several = isinstance(channels, tuple | list) and len(channels) == len(blocks)
+            if not are_several or not all(isinstance(number, Integral) for number in channels):
                 raise self._wrong(
                     f"its channels are {channels}; give a tuple of {len(blocks)} whole numbers, one for each "
                     "block"

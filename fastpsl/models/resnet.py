@@ -1,13 +1,13 @@
 """torchvision's ResNet-18, -34 and -50 as blocks, with variants for small images and with an MLP."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torchvision
 from torch import nn
 from typing_extensions import override
 
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.convolutional import normal_weights, on_vectors
+from fastpsl.models.convolutional import normal_weights, on_vectors, resnet_blocks
 
 
 class Variant(NamedTuple):
@@ -32,17 +32,6 @@ VARIANTS = {
 
 
 BLOCK_NAMES = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x")
-
-
-def resnet_blocks(network: Any) -> list[nn.Module]:
-    """Return the blocks of a network that has the layers of torchvision's ResNet, by their names."""
-    return [
-        nn.Sequential(network.conv1, network.bn1, network.relu),
-        nn.Sequential(network.maxpool, network.layer1),
-        network.layer2,
-        network.layer3,
-        network.layer4,
-    ]
 
 
 class ResNet(Backbone):
@@ -74,18 +63,13 @@ class ResNet(Backbone):
             self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
             self.maxpool = nn.MaxPool2d(2, stride=2, padding=1) if variant.pool else nn.Identity()
             normal_weights(self.conv1)
-        self.layer1, self.layer2, self.layer3, self.layer4 = (
-            source.layer1,
-            source.layer2,
-            source.layer3,
-            source.layer4,
-        )
+        self.layer1, self.layer2 = source.layer1, source.layer2
+        self.layer3, self.layer4 = source.layer3, source.layer4
         if variant.mlp:
             width = self.channels[-1]
             self.avgpool = source.avgpool
-            self.mlp = nn.Sequential(
-                nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)
-            )
+            linear, norm = nn.Linear(width, width, bias=False), nn.BatchNorm1d(width)
+            self.mlp = nn.Sequential(linear, norm, nn.ReLU(inplace=True))
 
     @override
     def blocks(self) -> list[nn.Module]:

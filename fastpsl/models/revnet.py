@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from fastpsl.kernels.autocast import autocast
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.convolutional import normal_weights
+from fastpsl.models.convolutional import normal_weights, resnet_blocks
 
 CHANNELS = (64, 256, 512, 1024, 2048)
 UNITS = (3, 4, 6, 3)
@@ -70,13 +70,7 @@ class RevNet(Backbone):
 
     @override
     def blocks(self) -> list[nn.Module]:
-        return [
-            nn.Sequential(self.conv1, self.bn1, self.relu),
-            nn.Sequential(self.maxpool, self.layer1),
-            self.layer2,
-            self.layer3,
-            self.layer4,
-        ]
+        return resnet_blocks(self)
 
 
 class Group(nn.Module):

@@ -3,7 +3,7 @@
 import io
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,14 +25,10 @@ def key_table(pairs: list[tuple[str, str]]) -> list[str]:
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for pair in pairs:
         groups.setdefault((_pattern(pair[0]), _pattern(pair[1])), []).append(pair)
-    rows = [
-        (
-            len(group),
-            _abbreviate([old_name for old_name, _ in group]),
-            _abbreviate([new_name for _, new_name in group]),
-        )
-        for group in groups.values()
-    ]
+    rows = list[tuple[int, str, str]]()
+    for group in groups.values():
+        old_names, new_names = zip(*group, strict=True)
+        rows.append((len(group), _abbreviate(old_names), _abbreviate(new_names)))
     width = max(len(old_name) for _, old_name, _ in rows)
     return [
         f"  tensors  {'here':<{width}}  there",
@@ -48,7 +44,7 @@ def _pattern(name: str) -> str:
     return _NUMBER.sub("#", name.rpartition(".")[0])
 
 
-def _abbreviate(names: list[str]) -> str:
+def _abbreviate(names: Sequence[str]) -> str:
     """Abbreviate names of one pattern, such as layer1-4.0-5.bn1.*."""
     stems, leaves = zip(*(name.rpartition(".")[::2] for name in names), strict=True)
     ranges = []

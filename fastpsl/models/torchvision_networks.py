@@ -10,7 +10,7 @@ from fastpsl.models import convolutional, resnet
 
 # By the class itself: a subclass may compute something else.
 CUTS: dict[type[nn.Module], Callable[[Any], list[nn.Module]]] = {
-    ResNet: resnet.resnet_blocks,
+    ResNet: convolutional.resnet_blocks,
     VGG: convolutional.vgg_blocks,
 }
 

@@ -135,6 +135,24 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor) -> Tenso
     return torch.where(valid > 0, losses, 0.0).sum() / valid.sum().clamp(min=1)
 
 
+def mean_of_valid(losses: Tensor, valid: Tensor, constant: Tensor | None = None) -> tuple[Tensor, Metrics]:
+    """Return what `Task.loss` returns for losses of images: their mean over the valid ones and its metrics.
+
+    Args:
+        losses: float32 [B]. Those of other samples may be infinite or NaN.
+        valid: bool [B].
+        constant: The losses of the best constant answer, [B], for a metric "loss_constant"; None for none.
+
+    Returns:
+        The mean, 0 without a valid sample, and the metrics.
+    """
+    num, total = valid.sum().float(), torch.where(valid, losses, 0.0).sum()
+    metrics = {"loss": (total.detach(), num)}
+    if constant is not None:
+        metrics["loss_constant"] = (torch.where(valid, constant, 0.0).sum(), num)
+    return total / num.clamp(min=1), metrics
+
+
 def scored(logits: Tensor, labels: Tensor, valid: Tensor, name: str = "accuracy") -> tuple[Tensor, Metrics]:
     """Return what `Task.loss` returns for a classification: the loss and its metrics.
 

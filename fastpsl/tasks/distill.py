@@ -38,7 +38,7 @@ from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.interface.reading import PLAIN
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, ViewSpec, train_view
-from fastpsl.tasks.classify import average_and_linear
+from fastpsl.tasks.classify import average_and_linear, mean_of_valid
 from fastpsl.tasks.contrastive.info_nce import enqueue
 
 # The least share of an image in a crop. A smaller one often shows other things than the image is of.
@@ -78,16 +78,13 @@ class Distill(Task):
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         """Return the student's view, and the teacher's of the same place."""
-        own = (Input(size_px=self.size_px), self.size_px, None)
-        theirs = (self.teacher.input, self.teacher.size_px, 0)
-        return tuple(
-            replace(
-                train_view(input, size_px),
-                crop=RandomResizedCrop(size_px, scale=(LEAST_SCALE, 1.0)),
-                follows=follows,
-            )
-            for input, size_px, follows in (own, theirs)
-        )
+
+        def view(input: Input, size_px: int, follows: int | None) -> ViewSpec:
+            crop = RandomResizedCrop(size_px, scale=(LEAST_SCALE, 1.0))
+            return replace(train_view(input, size_px), crop=crop, follows=follows)
+
+        own = view(Input(size_px=self.size_px), self.size_px, None)
+        return own, view(self.teacher.input, self.teacher.size_px, 0)
 
     @override
     def stage_head(self, stage: Stage, channels: int) -> nn.Module:
@@ -166,27 +163,20 @@ class Distill(Task):
         with torch.autocast(students.device.type, enabled=False):
             students, targets = F.normalize(students.float()), F.normalize(targets)
             is_filled = self.filled[:, 0] > 0
-            logits = [
-                torch.cat(
-                    [
-                        torch.where(is_filled, rows @ self.queue.T, _EMPTY),
-                        (rows * targets).sum(1, keepdim=True),
-                    ],
-                    1,
-                )
-                for rows in (students, targets)
-            ]
-            expected = (logits[1] / TEACHER_T).softmax(1)
-            return F.cross_entropy(logits[0] / STUDENT_T, expected, reduction="none")
+
+            def similarities(rows: Tensor) -> Tensor:
+                others = torch.where(is_filled, rows @ self.queue.T, _EMPTY)
+                return torch.cat([others, (rows * targets).sum(1, keepdim=True)], 1)
+
+            expected = (similarities(targets) / TEACHER_T).softmax(1)
+            return F.cross_entropy(similarities(students) / STUDENT_T, expected, reduction="none")
 
     @override
     def loss(
         self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return the mean of `losses` over the images that count."""
-        valid, losses = self.valid(batch), self.losses(blocks, head, inputs, batch)
-        loss_sum, num = torch.where(valid, losses, 0.0).sum(), valid.sum().float()
-        return loss_sum / num.clamp(min=1), {"loss": (loss_sum.detach(), num)}
+        return mean_of_valid(self.losses(blocks, head, inputs, batch), self.valid(batch))
 
     @override
     def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:

@@ -136,17 +136,9 @@ class Jigsaw(Task):
     accuracy_name = "permutation accuracy"
 
     def __init__(
-        self,
-        permutations: np.ndarray,
-        counts: Sequence[int],
-        *,
-        shorter_px: int,
-        grid: int = 3,
-        cell_px: int,
-        tile_px: int,
-        permutations_per_image: int,
-        embedding_width: int,
-    ):
+        self, permutations: np.ndarray, counts: Sequence[int], *, shorter_px: int, grid: int = 3,
+        cell_px: int, tile_px: int, permutations_per_image: int, embedding_width: int,
+    ):  # fmt: skip
         if permutations.ndim != 2 or permutations.shape[1] != grid**2:
             raise ValueError(
                 f"permutations of shape {permutations.shape}: a {grid}x{grid} grid needs [N, {grid**2}]"

@@ -79,12 +79,10 @@ class Rotation(Task):
         num, every = NUM_ROTATIONS[level - 1], self.rotations_per_image == "all"
         share = self.size_px / self.shorter_px
         if num < 8:
-            window = (
-                RotationCrop(self.size_px, share, base=0)
-                if self.same_window
-                else ShorterSideCrop(self.shorter_px, self.size_px)
-            )
-            return (ViewSpec(window, (AllTurns(num) if every else Rotate90(num),)),)
+            turns = (AllTurns(num) if every else Rotate90(num),)
+            if self.same_window:
+                return (ViewSpec(RotationCrop(self.size_px, share, base=0), turns),)
+            return (ViewSpec(ShorterSideCrop(self.shorter_px, self.size_px), turns),)
         if every:
             crops = (RotationCrop(self.size_px, share, base=0), RotationCrop(self.size_px, share, base=45))
             return tuple(ViewSpec(crop, (AllTurns(4),)) for crop in crops)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-import fastpsl.engine.train_step
 from fastpsl.engine import experiment as experiment_module
 from fastpsl.engine import step_modes
 from fastpsl.engine.distributed import World
@@ -252,7 +251,7 @@ def test_steps_that_cannot_be_captured_take_the_mode_for_launched_ones(
         return step_modes.run_blocks
 
     monkeypatch.setattr(step_modes, "capture", out_of_memory)
-    monkeypatch.setattr(fastpsl.engine.train_step, "make_runner", noted_runner)
+    monkeypatch.setattr(step_modes, "make_runner", noted_runner)
     choices = StageChoices(StepChoice("fused", "captured"), CAPTURED, launched=StepChoice("off", "launched"))
     train_step = train_step_of(Brightness(), choices=choices)
     for seed in range(3):

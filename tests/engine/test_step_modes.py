@@ -16,7 +16,6 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-import fastpsl.engine.train_step
 from fastpsl.engine import step_modes
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
@@ -354,7 +353,7 @@ def test_a_resumed_stage_goes_on_as_it_began(
         modes.append(mode)
         return make_runner(mode, Capture())
 
-    monkeypatch.setattr(fastpsl.engine.train_step, "make_runner", make_noted_runner)
+    monkeypatch.setattr(step_modes, "make_runner", make_noted_runner)
     stopped_in_mid_stage(tmp_path, compile="on", augment_backend="torch")
     choices = newest_checkpoint(tmp_path)["choices"]
     del choices["decoder"]  # tests/engine/test_run.py

@@ -41,9 +41,8 @@ def sgd(
         The optimizer, for a trainer that sets the rate of each step.
     """
     groups = decay_groups(named_parameters, weight_decay, decay_biases)
-    return with_zero_momenta(
-        torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=True)
-    )
+    optimiser = torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=True)
+    return with_zero_momenta(optimiser)
 
 
 def adam(
@@ -283,9 +282,8 @@ class LARS(torch.optim.Optimizer):
             torch._foreach_add_(gradients, weights, alpha=group["weight_decay"])
         rate = group["lr"] if keep is None else group["lr"] * keep
         if group["adapt"]:
-            weight_norms, gradient_norms = (
-                torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, gradients)
-            )
+            both = weights, gradients
+            weight_norms, gradient_norms = (torch.stack(torch._foreach_norm(each)) for each in both)
             trust = group["eeta"] * weight_norms / gradient_norms
             trust = torch.where((weight_norms > 0) & (gradient_norms > 0), trust, 1.0)
             torch._foreach_mul_(gradients, (rate * trust).unbind())

@@ -24,14 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.console.progress import operation
-from fastpsl.files.atomic import (
-    PartialFile,
-    partial_path,
-    remove_leftovers,
-    sync_folder,
-    write_all,
-    write_atomically,
-)
+from fastpsl.files import atomic
 from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.file import BetonFile, rows_in_a_page
 from fastpsl.pipelines.beton.shard import COEFFICIENTS
@@ -67,7 +60,7 @@ class LeftOut:
 
     def __init__(self, path: Path):
         self._path, self._offset = path, 0
-        self._file: PartialFile | None = None
+        self._file: atomic.PartialFile | None = None
         self.num, self.first = 0, ""  # the number of images; the first one and its reason, in one line
 
     def add(self, name: str, reason: str) -> None:
@@ -75,7 +68,7 @@ class LeftOut:
         self.num += 1
         self.first = self.first or " ".join(f"{name}: {reason}".split())
         if self._file is None:
-            self._file = PartialFile(self._path)
+            self._file = atomic.PartialFile(self._path)
             self._write("path", "reason")
         # "./" leaves the path the same, and keeps spreadsheets from taking it for a formula.
         self._write(f"./{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name, reason)
@@ -85,7 +78,7 @@ class LeftOut:
         line = io.StringIO()
         csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(cells)
         data = line.getvalue().encode("utf-8", "surrogateescape")
-        write_all(self._file.fd, data, self._offset)
+        atomic.write_all(self._file.fd, data, self._offset)
         self._offset += len(data)
 
     def publish(self) -> None:
@@ -127,7 +120,7 @@ class Journal:
     """
 
     def __init__(self, out: Path):
-        self.file = PartialFile(out, journal_path(out), keep=True)  # its lines are read below
+        self.file = atomic.PartialFile(out, journal_path(out), keep=True)  # its lines are read below
         self.command: _Entry | None = None
         self.num_images, self.last_name, self.num_whole, self.is_whole = 0, "", 0, False
         self._end, self._pending, self._num_pending, self._num_bytes = 0, bytearray(), 0, 0
@@ -202,10 +195,10 @@ class Journal:
 
     def _write_text(self, text: bytes) -> None:
         line = b"%08x %b" % (zlib.crc32(text), text)
-        write_all(self.file.fd, line, self._end)
+        atomic.write_all(self.file.fd, line, self._end)
         os.fsync(self.file.fd)  # each, because none may follow one that is torn (`_lines`)
         if self._end == 0:  # the journal's name must be on the disk, too
-            sync_folder(self.file.partial.parent)
+            atomic.sync_folder(self.file.partial.parent)
         self._end += len(line)
 
     @property
@@ -283,17 +276,10 @@ class Output:
     """The files of one writing."""
 
     def __init__(
-        self,
-        out: Path,
-        journal: Journal,
-        max_samples: int,
-        page_bytes: int,
-        shard_bytes: int | None,
-        class_names: list[str] | None,
-        written: tuple[dict[str, Any], dict[str, Any]],
-        command: dict[str, Any],
-        again: bool,
-    ):
+        self, out: Path, journal: Journal, max_samples: int, page_bytes: int, shard_bytes: int | None,
+        class_names: list[str] | None, written: tuple[dict[str, Any], dict[str, Any]],
+        command: dict[str, Any], again: bool,
+    ):  # fmt: skip
         self.out, self.journal, self.class_names, self.written = out, journal, class_names, written
         self.page_bytes, self.shard_bytes = page_bytes, shard_bytes
         # The table lies before the data. How many samples a shard gets is not known when its data begin.
@@ -330,7 +316,7 @@ class Output:
         if self.shard_bytes and self.file.num_samples and not self.file.has_room(num_bytes, self.shard_bytes):
             self._end_shard(is_last=False)
             self.file = BetonFile(self._begun(len(self.whole)), self.max_samples, self.page_bytes)
-            sync_folder(self.out.parent)  # before the journal tells of images in it
+            atomic.sync_folder(self.out.parent)  # before the journal tells of images in it
         checksum = self._add(name, label, image)
         record = [name, label, image.height, image.width, image.mode, image.how, num_bytes, checksum]
         record += [image.num_clipped] if image.num_clipped else []
@@ -387,28 +373,16 @@ class Output:
             self.file.go_on()
         journal.go_on()
 
-    def _add_again(
-        self,
-        name: str,
-        label: int,
-        height: int,
-        width: int,
-        mode: int,
-        how: str,
-        num_bytes: int,
-        checksum: int,
-        num_clipped: int = 0,
-    ) -> None:
+    def _add_again(self, name: str, label: int, *image: Any) -> None:
         assert self.file is not None
+        height, width, mode, how, num_bytes, checksum, *num_clipped = image
         data = self.file.next_data(num_bytes)
-        if (
-            len(data) != num_bytes
-            or self._add(name, label, Stored(data, height, width, mode, how, num_clipped)) != checksum
-        ):
+        stored = Stored(data, height, width, mode, how, *num_clipped)
+        if len(data) != num_bytes or self._add(name, label, stored) != checksum:
             raise self._refuse(self.file.file.partial)
 
     def _end_again(self, report: WriteReport) -> None:
-        partial = partial_path(self._begun(len(self.whole)))
+        partial = atomic.partial_path(self._begun(len(self.whole)))
         # A shard that is missing may have been published, if the writing was interrupted at its end.
         is_there = partial.exists()
         if not (is_there or self.journal.is_whole) or (
@@ -456,12 +430,12 @@ class Output:
         for index in range(num):
             begun = self._begun(index)
             finals.append(shard_path(self.out, index, num) if self.shard_bytes else self.out)
-            self._publish(partial_path(begun), finals[-1], f"{index}/{num}")
+            self._publish(atomic.partial_path(begun), finals[-1], f"{index}/{num}")
         # Only now: files that were published before stay until all new ones are there.
         for path in set(shards_of(self.out)) - set(finals) if self.shard_bytes else ():
             path.unlink()  # of an older writing, which had another number of shards
             sidecar_path(path).unlink(missing_ok=True)
-        sync_folder(self.out.parent)
+        atomic.sync_folder(self.out.parent)
         self.journal.file.discard()  # last, because without it nothing would finish what is left
         self._is_published = True
         total = {name: sum(report.counts()[name] for report in self.whole) for name in self.report.counts()}
@@ -476,12 +450,12 @@ class Output:
         self._write_sidecar(sidecar_path(final), sidecar)  # first, so that a new file has its JSON at once
         if partial.exists():
             os.replace(partial, final)
-        sync_folder(final.parent)
+        atomic.sync_folder(final.parent)
         sidecar_path(partial).unlink()  # last, because its absence tells that the lines above are done
 
     def _write_sidecar(self, path: Path, sidecar: Sidecar) -> None:
-        remove_leftovers(path.parent, path.name)  # OUT's lock keeps other writers away
-        write_atomically(path, dump_sidecar(sidecar))
+        atomic.remove_leftovers(path.parent, path.name)  # OUT's lock keeps other writers away
+        atomic.write_atomically(path, dump_sidecar(sidecar))
 
     def close(self, keep: bool) -> None:
         """Close what is open; remove what is not published, unless `keep` and the journal holds images."""

@@ -1,7 +1,6 @@
 """The values of a data set's images of more than 8 bits, measured in some that are spread over the set."""
 
 import json
-import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -12,7 +11,7 @@ from typing import Any, final
 import numpy as np
 
 from fastpsl.console.progress import operation
-from fastpsl.console.words import worded
+from fastpsl.console.words import warn
 from fastpsl.files.atomic import write_atomically
 from fastpsl.files.system_errors import input_error
 from fastpsl.files.workers import map_in_order
@@ -66,11 +65,9 @@ class Measured:
             outside = sum(least < low or most > high for least, most, _ in self.deep)
             if outside:
                 least, most = self.extremes
-                warnings.warn(
-                    worded(
-                        f"{source}: {outside:,} of {self.num:,} images looked at have values outside of "
-                        f"--range {range_text(reading.range)} ({least:,g} to {most:,g}), which are clipped"
-                    ),
+                warn(
+                    f"{source}: {outside:,} of {self.num:,} images looked at have values outside of "
+                    f"--range {range_text(reading.range)} ({least:,g} to {most:,g}), which are clipped",
                     stacklevel=3,
                 )
         elif self.deep:

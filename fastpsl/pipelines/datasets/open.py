@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastpsl.console.words import pasted, worded
+from fastpsl.console.words import pasted, warn
 from fastpsl.files.paths import FORMS, LIST_ENDINGS, named_files, require_existing
 from fastpsl.files.remote.address import check_address, is_remote, remote_objects
 from fastpsl.files.remote.cache import Cache
@@ -148,17 +148,10 @@ FOLDERS, NONE = "folders", "none"
 
 
 def open_source(
-    src: str,
-    format: str = "auto",
-    *,
-    split: str | None = None,
-    shard: tuple[int, int] = (0, 1),
-    image_column: str | None = None,
-    label_column: str | None = None,
-    labels: str | None = None,
-    classes: str | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Source:
+    src: str, format: str = "auto", *, split: str | None = None, shard: tuple[int, int] = (0, 1),
+    image_column: str | None = None, label_column: str | None = None, labels: str | None = None,
+    classes: str | None = None, on_progress: Callable[[int, int], None] | None = None,
+) -> Source:  # fmt: skip
     """Open `src`, a path, a glob or hf:NAME, and count its images.
 
     `shard` (i, n) keeps the i-th of n runs of neighbours. `labels` is a list with the labels of a folder's
@@ -323,7 +316,7 @@ def _as_written(source: str | Path, data: Beton, reading: Reading, reading_of: s
     words = data.reading.in_words()
     written = f"with {words}" if words else "without --range and --bands"
     if reading_of:
-        warnings.warn(worded(f"{source}: was written {written}, {reading_of} had {wanted}"), stacklevel=3)
+        warn(f"{source}: was written {written}, {reading_of} had {wanted}", stacklevel=3)
         return data.reading
     raise ValueError(
         f"{source}: was written {written}, so {wanted} comes too late; leave it out, or write it again"

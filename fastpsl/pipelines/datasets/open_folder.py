@@ -10,7 +10,6 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import final
@@ -19,7 +18,7 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.console.progress import operation
-from fastpsl.files.caches import cache_folder, cache_remedy
+from fastpsl.files.caches import cache_folder, keeping
 from fastpsl.files.digest import blake2b
 from fastpsl.files.locks import locked
 from fastpsl.files.system_errors import input_error, is_of_the_system
@@ -118,7 +117,7 @@ def folder_index(files: Source, origin: Path, reading: Reading = PLAIN) -> Folde
     prefix = blake2b(os.fsencode(root) + of_bands, digest_size=8).hexdigest()
     digests = _listing_digests(files, origin)
     path = folder / f"{prefix}-{digests.key}"
-    with _keeping(folder, root):
+    with keeping(folder, f"the index of {root}"):
         index = _load(path)
         if index is None or _is_outdated(index):
             folder.mkdir(parents=True, exist_ok=True)
@@ -130,18 +129,6 @@ def folder_index(files: Source, origin: Path, reading: Reading = PLAIN) -> Folde
                     index = _load(path)
     assert index is not None
     return index
-
-
-@contextmanager
-def _keeping(folder: Path, root: str) -> Iterator[None]:
-    """Tell where an index cannot be kept, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        advice = cache_remedy(error)
-        raise ValueError(
-            f"{folder}: the index of {root} cannot be kept there ({error.strerror}); {advice}"
-        ) from None
 
 
 def _is_outdated(index: FolderIndex) -> bool:
@@ -364,7 +351,7 @@ class ImageFiles(Local):
             chosen = spread_indices(self.num_samples, NUM_MEASURED)
             files = [self.name(i) for i in chosen[records["mode"][chosen] == MODE_FILE].tolist()]
             measured = measure(origin, files, len(chosen), bands)
-            with _keeping(path.parent, str(origin)):
+            with keeping(path.parent, f"the index of {origin}"):
                 keep(path, measured)
         return measured
 

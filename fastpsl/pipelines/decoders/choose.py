@@ -24,15 +24,7 @@ from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, REASONS, WRONG_C
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, SyntheticDecoder
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.jpeg import jpeg_header
-from fastpsl.pipelines.interface.dataset import (
-    MODE_FILE,
-    MODE_JPEG,
-    BadImage,
-    Dataset,
-    SampleTable,
-    read_bytes,
-    spread_indices,
-)
+from fastpsl.pipelines.interface import dataset
 
 if TYPE_CHECKING:
     import torch
@@ -125,7 +117,7 @@ _NUM_LOOKED_AT, _MOST_OTHERS = 256, 0.25
 
 def open_decoder(
     name: str,
-    data: Dataset,
+    data: dataset.Dataset,
     *,
     batch_size: int = 1,
     num_threads: int = 1,
@@ -166,7 +158,7 @@ def open_decoder(
 
 def choose_decoder(
     name: str,
-    data: Dataset,
+    data: dataset.Dataset,
     device: "torch.device",
     *,
     num_threads: int | None = None,
@@ -196,12 +188,12 @@ def choose_decoder(
     return name, "asked for"
 
 
-def is_packed(data: Dataset) -> bool:
+def is_packed(data: dataset.Dataset) -> bool:
     """Return whether some images are packed coefficients, which `turbo` and `pillow` alone read."""
     return getattr(data, "is_packed", False)
 
 
-def decoders_of(data: Dataset) -> tuple[str, ...]:
+def decoders_of(data: dataset.Dataset) -> tuple[str, ...]:
     """Return the names of the decoders that can read data, if they are installed."""
     others = _NOT_PACKED if is_packed(data) else ()
     return tuple(name for name in READS[data.kind] if name not in others)
@@ -229,7 +221,7 @@ def _name_and_capability(device: "torch.device") -> tuple[str, tuple[int, int]]:
 
 
 def _automatic(
-    data: Dataset, device: "torch.device", num_threads: int | None, num_views: int, num_cores: int
+    data: dataset.Dataset, device: "torch.device", num_threads: int | None, num_views: int, num_cores: int
 ) -> tuple[str, str]:
     if data.kind == "synthetic":
         return "synthetic", "the data is synthetic"
@@ -247,14 +239,14 @@ def _automatic(
             return "turbo", "it decodes what the crops need"
         if getattr(data, "is_raw", False):
             return "turbo", "raw images need no decoding, and so no JPEG engine"
-        some = data.rows(spread_indices(data.num_samples, _NUM_LOOKED_AT))
+        some = data.rows(dataset.spread_indices(data.num_samples, _NUM_LOOKED_AT))
         name, reason = "turbo", "it decodes what the crops need"
         if is_gpu:
             num_pixels = float((some.height.astype(float) * some.width).mean())
             why_not, most = partial(_why_not_dali, some, device), num_threads or num_cores
             needed = fastest_step(num_views, *_name_and_capability(device))
             name, reason = choose_on_gpu(most, num_cores, num_views, num_pixels, *needed, why_not)
-        if name == "turbo" and (others := (some.mode == MODE_FILE).mean()):
+        if name == "turbo" and (others := (some.mode == dataset.MODE_FILE).mean()):
             reason += f"; about {others:.0%} of the files are no usual JPEGs, which Pillow decodes whole"
         return name, reason
     remedy = f"{no_turbo}; {libturbo.remedy()}"
@@ -275,11 +267,11 @@ def _automatic(
     return name, "no faster one can read this here"
 
 
-def _why_not_dali(some: SampleTable, device: "torch.device") -> str:
+def _why_not_dali(some: dataset.SampleTable, device: "torch.device") -> str:
     """Return why DALI cannot decode such images by the GPU's JPEG engines; empty if it can."""
     from fastpsl.pipelines.decoders.dali import why_slower
 
-    if (some.mode != MODE_JPEG).mean() > _MOST_OTHERS:
+    if (some.mode != dataset.MODE_JPEG).mean() > _MOST_OTHERS:
         return "its JPEG engines decode JPEGs only, and many of these images are none"
     if reason := why_slower(device):
         return (
@@ -291,7 +283,7 @@ def _why_not_dali(some: SampleTable, device: "torch.device") -> str:
     return dali.why_missing(device)
 
 
-def is_kept_on_device(data: Dataset, device: "torch.device") -> bool:
+def is_kept_on_device(data: dataset.Dataset, device: "torch.device") -> bool:
     """Return whether `auto` takes `resident`: for a small set of raw images of one size, on a GPU.
 
     Not on a CPU, where the page cache serves as well: ffcv reads 68,000 CIFAR images/s, and its threads do
@@ -304,7 +296,7 @@ def is_kept_on_device(data: Dataset, device: "torch.device") -> bool:
     return resident.is_small(data)
 
 
-def reason_of(code: int, rows: SampleTable, i: int) -> str:
+def reason_of(code: int, rows: dataset.SampleTable, i: int) -> str:
     """Explain a code."""
     text = REASONS[code]
     if code in (CHANGED, BAD_FILE):
@@ -314,7 +306,7 @@ def reason_of(code: int, rows: SampleTable, i: int) -> str:
             is_damage = not is_of_the_system(error)
             return f"{text}: {error.strerror}" if is_damage else f"cannot be read ({error.strerror})"
     if code in (WRONG_SIZE, WRONG_COMPONENTS):
-        jpeg = read_bytes(rows, i)
+        jpeg = dataset.read_bytes(rows, i)
         _, height, width, components, _, _ = jpeg_header(jpeg, len(jpeg))
         if code == WRONG_COMPONENTS:
             return f"{text}: the header says {components}"
@@ -322,7 +314,7 @@ def reason_of(code: int, rows: SampleTable, i: int) -> str:
     return text
 
 
-def _what_is_wrong(rows: SampleTable, i: int) -> str:
+def _what_is_wrong(rows: dataset.SampleTable, i: int) -> str:
     """Read an image file again and explain why it was refused."""
     from fastpsl.pipelines.image.image_file import decode_any, read_image_file
 
@@ -331,6 +323,6 @@ def _what_is_wrong(rows: SampleTable, i: int) -> str:
         if len(data) != rows.num_bytes[i]:
             return f"it had {rows.num_bytes[i]:,} bytes and has {len(data):,}"
         height, width, _ = decode_any(data, rows.reading).shape
-    except BadImage as error:
+    except dataset.BadImage as error:
         return str(error)
     return f"it had {rows.height[i]} x {rows.width[i]} px and has {height} x {width}"

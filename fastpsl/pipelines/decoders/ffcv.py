@@ -50,19 +50,9 @@ def _denominator(boxes: np.ndarray, sizes: np.ndarray, i: int) -> int:
 
 @njit(nogil=True)
 def _decode_one(
-    fd: int,
-    offset: int,
-    num_bytes: int,
-    height: int,
-    width: int,
-    mode: int,
-    boxes: np.ndarray,
-    sizes: np.ndarray,
-    i: int,
-    encoded: np.ndarray,
-    pixels: np.ndarray,
-    handle: int,
-) -> tuple[int, int]:
+    fd: int, offset: int, num_bytes: int, height: int, width: int, mode: int, boxes: np.ndarray,
+    sizes: np.ndarray, i: int, encoded: np.ndarray, pixels: np.ndarray, handle: int,
+) -> tuple[int, int]:  # fmt: skip
     """Decode a sample into `pixels`, and return its code and denominator."""
     sample = pixels if mode == MODE_RAW else encoded[_ROOM:]
     code, lacks_codes = read_checked(fd, offset, num_bytes, height, width, mode, sample)
@@ -98,21 +88,10 @@ def _compiled(stamp: int) -> Callable[..., None]:
 
     @njit(cache=True, nogil=True)
     def decode_chunk(
-        fds: np.ndarray,
-        offsets: np.ndarray,
-        num_bytes: np.ndarray,
-        heights: np.ndarray,
-        widths: np.ndarray,
-        modes: np.ndarray,
-        outside: np.ndarray,
-        boxes: np.ndarray,
-        sizes: np.ndarray,
-        outs: tuple[np.ndarray, ...],
-        encoded: np.ndarray,
-        pixels: np.ndarray,
-        codes: np.ndarray,
-        handle: int,
-    ) -> None:
+        fds: np.ndarray, offsets: np.ndarray, num_bytes: np.ndarray, heights: np.ndarray, widths: np.ndarray,
+        modes: np.ndarray, outside: np.ndarray, boxes: np.ndarray, sizes: np.ndarray,
+        outs: tuple[np.ndarray, ...], encoded: np.ndarray, pixels: np.ndarray, codes: np.ndarray, handle: int,
+    ) -> None:  # fmt: skip
         if stamp < 0:  # never true: it makes `stamp` a part of the cache's key
             return
         # outs is a tuple of arrays, so numba compiles and caches this short loop for each number of views.
@@ -121,19 +100,9 @@ def _compiled(stamp: int) -> Callable[..., None]:
                 codes[i] = BAD_BOX
                 continue
             codes[i], denominator = _decode_one(
-                fds[i],
-                offsets[i],
-                num_bytes[i],
-                int(heights[i]),
-                int(widths[i]),
-                modes[i],
-                boxes,
-                sizes,
-                i,
-                encoded,
-                pixels,
-                handle,
-            )
+                fds[i], offsets[i], num_bytes[i], int(heights[i]), int(widths[i]), modes[i], boxes, sizes, i,
+                encoded, pixels, handle,
+            )  # fmt: skip
             if codes[i] == GOOD:
                 rows, columns = -(-int(heights[i]) // denominator), -(-int(widths[i]) // denominator)
                 for k in range(len(outs)):

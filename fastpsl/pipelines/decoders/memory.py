@@ -6,7 +6,6 @@ the thread that starts such a copy waits.
 
 import math
 import threading
-import warnings
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.console.words import worded
+from fastpsl.console.words import warn
 from fastpsl.files.atomic import Uncopyable
 
 _has_warned = threading.Event()
@@ -65,12 +64,10 @@ def warn_of_unpinned(num_bytes: int, error: RuntimeError) -> None:
     if _has_warned.is_set():  # every later batch would warn as well
         return
     _has_warned.set()
-    warnings.warn(
-        worded(
-            f"no {num_bytes:,} bytes of pinned host memory ({' '.join(str(error).split())[:200]}): "
-            "copies to and from the GPU use memory that is not pinned, and take longer; lower "
-            "--prefetch-batches or --batch-size, or end other programs that pin memory"
-        ),
+    warn(
+        f"no {num_bytes:,} bytes of pinned host memory ({' '.join(str(error).split())[:200]}): "
+        "copies to and from the GPU use memory that is not pinned, and take longer; lower "
+        "--prefetch-batches or --batch-size, or end other programs that pin memory",
         stacklevel=3,
     )
 

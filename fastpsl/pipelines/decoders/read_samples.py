@@ -125,19 +125,10 @@ def _has_end(jpeg: np.ndarray) -> bool:
 def _compiled(stamp: int) -> Callable[..., int]:
     @njit(cache=True, nogil=True)
     def read_part(
-        fds: np.ndarray,
-        offsets: np.ndarray,
-        starts: np.ndarray,
-        heights: np.ndarray,
-        widths: np.ndarray,
-        orientations: np.ndarray,
-        modes: np.ndarray,
-        memory: np.ndarray,
-        codes: np.ndarray,
-        is_sound: np.ndarray,
-        first: int,
-        stop: int,
-    ) -> int:
+        fds: np.ndarray, offsets: np.ndarray, starts: np.ndarray, heights: np.ndarray, widths: np.ndarray,
+        orientations: np.ndarray, modes: np.ndarray, memory: np.ndarray, codes: np.ndarray,
+        is_sound: np.ndarray, first: int, stop: int,
+    ) -> int:  # fmt: skip
         """Read samples `first` to `stop` of a batch and return how many good ones DALI must not decode."""
         num_odd = 0
         if stamp < 0:  # never true: it makes `stamp` a part of the cache's key
@@ -202,19 +193,9 @@ class Encoded:
             if self._has_paths:
                 open_fds = self._open(part)
             num_odd = _read_part(
-                self._fds,
-                rows.offset,
-                self._starts,
-                rows.height,
-                rows.width,
-                rows.orientation,
-                rows.mode,
-                self.arena.memory,
-                self.codes,
-                self.is_sound,
-                part.start,
-                part.stop,
-            )
+                self._fds, rows.offset, self._starts, rows.height, rows.width, rows.orientation, rows.mode,
+                self.arena.memory, self.codes, self.is_sound, part.start, part.stop,
+            )  # fmt: skip
             of_part = self.codes[part]
             of_part[(of_part == NOT_READ) & (rows.path[part] != "")] = CHANGED  # bad as any file of its own
             return num_odd

@@ -57,16 +57,9 @@ class Codec:
         return self._decode(sample, height, width, 1, True, (0, 0, height, width), out, is_packed=True) == 0
 
     def _decode(
-        self,
-        jpeg: bytes,
-        height: int,
-        width: int,
-        denominator: int,
-        is_smooth: bool,
-        region: tuple[int, int, int, int],
-        out: np.ndarray,
-        is_packed: bool = False,
-    ) -> int:
+        self, jpeg: bytes, height: int, width: int, denominator: int, is_smooth: bool,
+        region: tuple[int, int, int, int], out: np.ndarray, is_packed: bool = False,
+    ) -> int:  # fmt: skip
         wanted, placed = np.array(region, np.int64), np.empty(4, np.int64)
         padded = jpeg + bytes(PADDING) if is_packed else jpeg
         status: int = self._library.fastpsl_turbo_decode(
@@ -98,16 +91,9 @@ class Codec:
         """
         out = self._buffer("encode", _encoded_bytes(height, width))
         num_bytes: int = self._library.fastpsl_turbo_shrink(
-            self._handle.address,
-            jpeg,
-            len(jpeg),
-            denominator,
-            height,
-            width,
-            quality,
-            out.ctypes.data,
+            self._handle.address, jpeg, len(jpeg), denominator, height, width, quality, out.ctypes.data,
             len(out),
-        )
+        )  # fmt: skip
         return out[:num_bytes].tobytes() if num_bytes else None
 
     def pack(self, jpeg: bytes) -> bytes | None:

@@ -5,14 +5,13 @@ bytes. They are decoded twice, the second time as if their bytes were in the oth
 """
 
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fastpsl.console.words import worded
+from fastpsl.console.words import warn
 from fastpsl.pipelines.interface.dataset import BadImage
 from fastpsl.pipelines.interface.reading import range_text
 
@@ -163,11 +162,9 @@ def warn_if_dark(source: object, low: float, high: float, full: float) -> None:
     """Warn of values, from `low` to `high`, that fill less than a quarter of what is read as 0 to `full`."""
     if low >= 0 and 4 * high < full:
         limits = range_text((low, high)) if low < high else "LOW:HIGH"
-        warnings.warn(
-            worded(
-                f"{source}: images of more than 8 bits have values {low:,g} to {high:,g} and are read as "
-                f"0 to {full:,g}, nearly black; give --range auto, or --range {limits}"
-            ),
+        warn(
+            f"{source}: images of more than 8 bits have values {low:,g} to {high:,g} and are read as "
+            f"0 to {full:,g}, nearly black; give --range auto, or --range {limits}",
             stacklevel=3,
         )
 

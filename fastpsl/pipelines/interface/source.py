@@ -35,6 +35,7 @@ _WORDS = {
     ),
 }
 _SHOWN = 3  # endings of other files
+PICKED = 16  # neighbouring images of a part, for an estimate
 _ENDING_CHARACTERS = 10  # longer endings, such as in a name with a date, are not told
 
 
@@ -214,6 +215,12 @@ class Counted:
     def parts(self, skip: int = 0) -> Iterator[tuple[int, range]]:
         """Yield (i, positions within part i) for the parts that hold this shard's images."""
         return parts_of(self.here[skip:], self.counts)
+
+    def shuffled(self, num: int, random: Random) -> tuple[list[tuple[int, range]], int]:
+        """Return the parts in random order, and how many images of each are looked at for `num` in all."""
+        parts = list(self.parts())
+        random.shuffle(parts)
+        return parts, max(PICKED, -(-num // len(parts)))
 
 
 def choose_split(what: object, split: str | None, splits: Collection[str]) -> str:

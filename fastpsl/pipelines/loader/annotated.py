@@ -86,19 +86,10 @@ class AnnotatedLoader(Uncopyable):
     views: tuple[ViewSpec, ...] = ()
 
     def __init__(
-        self,
-        read: Callable[[int, int], AnnotatedImage],
-        num_samples: int,
-        *,
-        batch_size_per_rank: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        num_threads: int | None = None,
-        device: torch.device | None = None,
-        prefetch_batches: int = 4,
-        timeout_s: float = 120.0,
-    ) -> None:
+        self, read: Callable[[int, int], AnnotatedImage], num_samples: int, *, batch_size_per_rank: int,
+        seed: int = 0, rank: int = 0, world: int = 1, num_threads: int | None = None,
+        device: torch.device | None = None, prefetch_batches: int = 4, timeout_s: float = 120.0,
+    ) -> None:  # fmt: skip
         if num_samples < batch_size_per_rank * world:
             raise ValueError(
                 f"{num_samples} samples are fewer than one global batch of {batch_size_per_rank * world}; "

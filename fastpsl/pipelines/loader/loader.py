@@ -153,12 +153,8 @@ class Loader(Uncopyable):
                 "fastpsl.Beton(path), or give the path to fastpsl.loader"
             )
         num_threads = default_num_threads() if num_threads is None else num_threads
-        for name, value in (
-            ("batch_size_per_rank", batch_size_per_rank),
-            ("world", world),
-            ("num_threads", num_threads),
-            ("prefetch_batches", prefetch_batches),
-        ):
+        numbers = {"batch_size_per_rank": batch_size_per_rank, "world": world, "num_threads": num_threads}
+        for name, value in {**numbers, "prefetch_batches": prefetch_batches}.items():
             if value < 1:
                 raise ValueError(f"Loader: {name} is {value}; it must be 1 or more")
         if not 0 <= rank < world:

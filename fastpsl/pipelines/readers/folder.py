@@ -24,18 +24,7 @@ from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.paths import named_files, require_existing
 from fastpsl.files.remote.address import RemoteObject, is_remote, open_stream, remote_objects
 from fastpsl.files.system_errors import input_errors, raise_of_the_system
-from fastpsl.pipelines.interface.source import (
-    EMPTY,
-    EXTENSIONS,
-    LEFTOVERS,
-    OTHERS,
-    Counted,
-    Picks,
-    Sample,
-    Tally,
-    changed,
-    is_image,
-)
+from fastpsl.pipelines.interface import source
 from fastpsl.pipelines.readers.text_lists import entries, open_text
 
 SourceFile = Path | RemoteObject
@@ -106,23 +95,23 @@ def list_beside(root: Path, folder: str) -> Path | None:
 
 
 @dataclass
-class ImageFolder(Counted):
+class ImageFolder(source.Counted):
     """A folder of images; its parts are the classes."""
 
     root: Path
     folders: list[str]  # directly in the root, in the order of labels; none of a flat folder
 
-    def samples(self, skip: int = 0) -> Iterator[Sample]:
+    def samples(self, skip: int = 0) -> Iterator[source.Sample]:
         """Yield this shard's images in order."""
         position, positions = 0, self.here[skip:]
         with input_errors(self.root):
             for number in range(len(self.counts)):
                 for name, path, label in self._class(number):
                     if position in positions:
-                        yield Sample(name, Path(path), label)
+                        yield source.Sample(name, Path(path), label)
                     position += 1
         if position != self.num_total:
-            raise changed(self.root, self.num_total, position)
+            raise source.changed(self.root, self.num_total, position)
 
     def _class(self, number: int) -> Iterator[tuple[str, str, int]]:
         """Yield each image's name below the root, its path and its label; a flat folder is one class."""
@@ -134,7 +123,7 @@ class ImageFolder(Counted):
         for path in _images(folder, not self.folders):
             yield os.path.join(name, path[start:]), path, label
 
-    def picks(self, num: int, random: Random) -> Picks:
+    def picks(self, num: int, random: Random) -> source.Picks:
         """Choose images at random; only the folders of their classes are listed, in random order."""
         starts = [0, *accumulate(self.counts)]
         wanted = dict[int, set[int]]()
@@ -142,12 +131,12 @@ class ImageFolder(Counted):
             number = bisect_right(starts, position) - 1
             wanted.setdefault(number, set()).add(position - starts[number])
         samples = (
-            Sample(name, Path(path), label)
+            source.Sample(name, Path(path), label)
             for number, places in wanted.items()
             for place, (name, path, label) in enumerate(self._class(number))
             if place in places
         )
-        return Picks("picked at random", True, samples)
+        return source.Picks("picked at random", True, samples)
 
 
 def image_folder(
@@ -219,7 +208,7 @@ def _class_folders(root: Path) -> list[str]:
 def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder:
     classes = _class_folders(root)
     without = None if are_classes else _without_classes(root, classes)
-    left_out = Tally()
+    left_out = source.Tally()
     num_flat = sum(1 for _ in _images(root, True, left_out))
     counts = dict[str, int]()
     with operation(f"{root}: listing", "class folders", len(classes)) as progress:
@@ -227,7 +216,7 @@ def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder
             counts[name] = sum(1 for _ in _images(root / name, False, left_out))
             progress.update(len(counts))
     num_tree = sum(counts.values())
-    kinds = ", ".join(EXTENSIONS)
+    kinds = ", ".join(source.EXTENSIONS)
     if not num_flat and not num_tree:
         some = ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
         folders = f", in {number_of(len(classes), 'folder')} ({some})" if classes else ""
@@ -257,7 +246,7 @@ def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder
         )
     for name, count in counts.items():
         if not count:
-            left_out.add(EMPTY, name)
+            left_out.add(source.EMPTY, name)
     shown = [" ".join(name.split()) for name in classes[:3]] + ["..."] * (len(classes) > 3)
     examples = ", ".join(shown)
     notes = [f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: {examples}"]
@@ -272,7 +261,7 @@ def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder
     )
 
 
-def _images(root: Path, is_flat: bool, left_out: Tally | None = None) -> Iterator[str]:
+def _images(root: Path, is_flat: bool, left_out: source.Tally | None = None) -> Iterator[str]:
     """Yield the image files in (or, unless flat, below) a folder, in order; count what is left out."""
     for folder in [str(root)] if is_flat else sorted(_folders(str(root))):
         with os.scandir(folder) as entries:
@@ -282,10 +271,10 @@ def _images(root: Path, is_flat: bool, left_out: Tally | None = None) -> Iterato
                 if is_leftover(entry.name) or not _is_folder(entry)
             )
         for name, can_be_opened in files:
-            if is_image(name) and can_be_opened:
+            if source.is_image(name) and can_be_opened:
                 yield os.path.join(folder, name)
             elif left_out is not None:
-                left_out.add(LEFTOVERS if is_leftover(name) else OTHERS, name)
+                left_out.add(source.LEFTOVERS if is_leftover(name) else source.OTHERS, name)
 
 
 def _folders(root: str) -> Iterator[str]:

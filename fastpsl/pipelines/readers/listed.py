@@ -26,19 +26,8 @@ from fastpsl.console.words import cut
 from fastpsl.files.system_errors import input_error
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.interface.source import Counted, Picks, Sample, Tally
+from fastpsl.pipelines.readers import text_lists
 from fastpsl.pipelines.readers.folder import image_folder
-from fastpsl.pipelines.readers.text_lists import (
-    BELOW,
-    Names,
-    entries,
-    folders_around,
-    names_images,
-    names_of,
-    no_utf8,
-    numbered,
-    read_classes,
-    require_text,
-)
 
 _NUM_TRIED = 64
 _THREADS, _NAMES_A_TASK = 16, 512  # remote storage answers slowly, but many requests at once
@@ -49,7 +38,7 @@ _KEYS = ("images", "annotations", "categories")
 class ImageList(Counted):
     """A list and the folder `root` of its images."""
 
-    names: Names
+    names: text_lists.Names
     root: Path
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
@@ -80,9 +69,9 @@ def image_list(path: str | Path, shard: tuple[int, int] = (0, 1), folder: Path |
             f"the first is {cut(repeated[0])}; name each once"
         )
     if folder is None:
-        places = folders_around(path)
+        places = text_lists.folders_around(path)
     else:  # the names may be relative to it, to a folder within it, or to one above
-        within = [folder / below for below in BELOW]
+        within = [folder / below for below in text_lists.BELOW]
         places = [place for place in (*within, *list(folder.absolute().parents)[:2]) if place.is_dir()]
     examples = names.paths[:: -(-len(names.paths) // _NUM_TRIED)]
     root = max(places, key=lambda place: sum(os.path.isfile(os.path.join(place, name)) for name in examples))
@@ -95,9 +84,9 @@ def labelled_folder(folder: Path, labels: Path, shard: tuple[int, int] = (0, 1))
 
     The list names the images, or has a class per line, in the order of the folder's sorted files.
     """
-    if labels.suffix.lower() == ".json" or names_images(labels):
+    if labels.suffix.lower() == ".json" or text_lists.names_images(labels):
         return image_list(labels, shard, folder)
-    classes, files = read_classes(labels), image_folder(folder)
+    classes, files = text_lists.read_classes(labels), image_folder(folder)
     if files.class_names:
         raise ValueError(
             f"{folder}: has class folders ({files.class_names[0]}, ...), and {labels} has one class per line "
@@ -115,11 +104,11 @@ def labelled_folder(folder: Path, labels: Path, shard: tuple[int, int] = (0, 1))
             f"{labels}: has {len(classes):,} classes, and {folder} has {files.num_total:,} images; "
             "give a list with the class of each image, in the order of the files' names"
         )
-    names = numbered(paths, classes)
+    names = text_lists.numbered(paths, classes)
     return _image_list(names._replace(left_out=files.left_out), folder, shard)
 
 
-def _image_list(names: Names, root: Path, shard: tuple[int, int]) -> ImageList:
+def _image_list(names: text_lists.Names, root: Path, shard: tuple[int, int]) -> ImageList:
     num, classes = len(names.paths), names.class_names
     labels = "no labels" if max(names.labels) < 0 else f"labels up to {max(names.labels):,}"
     labels = labels if classes is None else f"{len(classes):,} classes"
@@ -134,11 +123,11 @@ def _image_list(names: Names, root: Path, shard: tuple[int, int]) -> ImageList:
     )
 
 
-def read_list(path: Path) -> Names:
+def read_list(path: Path) -> text_lists.Names:
     """Read the list at `path`, without looking for its images."""
     try:
         is_json = path.suffix.lower() == ".json"
-        names = _inaturalist(path) if is_json else names_of(path, entries(path))
+        names = _inaturalist(path) if is_json else text_lists.names_of(path, text_lists.entries(path))
     except OSError as error:
         raise input_error(path, error) from None
     if not names.paths:
@@ -146,12 +135,12 @@ def read_list(path: Path) -> Names:
     return names
 
 
-def _inaturalist(path: Path) -> Names:
+def _inaturalist(path: Path) -> text_lists.Names:
     data = path.read_bytes()
     try:
         record = json.loads(data)
     except UnicodeDecodeError as error:
-        raise no_utf8(path, data[error.start], data.count(b"\n", 0, error.start) + 1) from None
+        raise text_lists.no_utf8(path, data[error.start], data.count(b"\n", 0, error.start) + 1) from None
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: is no JSON ({error}); copy it again, or give a .txt with one path per line"
@@ -176,7 +165,7 @@ def _inaturalist(path: Path) -> Names:
     numbers = {category: number for number, category in enumerate(sorted(categories))}
     labels = _labels(path, files, annotations, numbers)
     names = [categories[category] for category in sorted(categories)]
-    return Names(list(files.values()), list(labels.values()), names, Tally())
+    return text_lists.Names(list(files.values()), list(labels.values()), names, Tally())
 
 
 def _labels(
@@ -223,7 +212,7 @@ def _require_there(path: Path, paths: list[str], root: Path, places: list[Path])
             num += len(part)
             progress.update(num)
     if absent:
-        require_text(path, "".join(absent))
+        text_lists.require_text(path, "".join(absent))
         folders = [str(root)] if len(absent) < len(paths) else [str(place) for place in places]
         raise ValueError(
             f"{path}: {len(absent):,} of the {len(paths):,} images that it names are absent, "

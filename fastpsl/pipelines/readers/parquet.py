@@ -28,7 +28,7 @@ from fastpsl.files.remote.failures import RemoteDataError
 from fastpsl.files.system_errors import input_errors, raise_of_the_system
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.interface.dataset import BadImage
-from fastpsl.pipelines.interface.source import Counted, Picks, Sample, changed, choose_split, parts_of
+from fastpsl.pipelines.interface.source import PICKED, Counted, Picks, Sample, changed, choose_split, parts_of
 from fastpsl.pipelines.readers.folder import SourceFile, open_file
 from fastpsl.pipelines.readers.labels import NO_LABELS, Census, class_number, is_label_word
 
@@ -264,7 +264,6 @@ def reading_errors(what: object) -> Iterator[None]:
 
 
 _LABEL_ROWS = 1 << 14  # at a time, where labels alone are read
-_PICKED = 16  # neighbouring rows, for an estimate
 _SPLIT_OF_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")  # the names that datasets gives
 
 
@@ -312,9 +311,7 @@ class Tables(Counted):
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose rows at random; of parquet files the first ones of some row groups."""
-        parts = list(self.parts())
-        random.shuffle(parts)
-        each = max(_PICKED, -(-num // len(parts)))
+        parts, each = self.shuffled(num, random)
         runs = ((i, run) for i, positions in parts for run in self._runs(i, positions, each, random))
         how = ("the first of row groups " if is_file(self.data[0]) else "") + "picked at random"
         return Picks(how, True, self._samples_of(runs))
@@ -325,7 +322,7 @@ class Tables(Counted):
             return [range(p, p + 1) for p in random.sample(positions, min(num, len(positions)))]
         with reading_errors(self.data[i]):
             groups = row_groups(self.data[i], positions)
-        chosen = random.sample(groups, min(len(groups), -(-num // _PICKED)))
+        chosen = random.sample(groups, min(len(groups), -(-num // PICKED)))
         return [group[: -(-num // len(chosen))] for group in chosen]
 
     def _samples_of(self, parts: Iterable[tuple[int, range]]) -> Iterator[Sample]:

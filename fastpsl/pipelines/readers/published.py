@@ -297,16 +297,9 @@ def _count(
                 f"download it again"
             )
     return Published(
-        where,
-        edition,
-        files,
-        labels,
-        counts=[counts[file] for file in files],
-        class_names=names,
-        mode="raw",
-        notes=notes,
-        shard=shard,
-    )
+        where, edition, files, labels, counts=[counts[file] for file in files], class_names=names, mode="raw",
+        notes=notes, shard=shard,
+    )  # fmt: skip
 
 
 def _streams(where: Path, edition: Edition, names: Sequence[str]) -> Iterator[tuple[str, IO[bytes], int]]:

@@ -370,9 +370,6 @@ def label_of(group: Group, numbers: Mapping[str, int]) -> int:
     return number
 
 
-_PICKED = 16  # images of each tar, for an estimate
-
-
 @dataclass
 class TarSource(Counted):
     """A list of tars of images; damages are counted, too. See the module's docstring."""
@@ -388,14 +385,11 @@ class TarSource(Counted):
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose the first images, of some tars at random where there are several."""
-        parts = list(self.parts())
-        random.shuffle(parts)
-        each = max(_PICKED, -(-num // len(parts)))
+        parts, each = self.shuffled(num, random)
         num_tars = min(len(parts), -(-num // each))
         of_tars = f" of {num_tars} tars picked at random" if len(parts) > 1 else ""
-        return Picks(
-            f"the first{of_tars}", False, self._samples_of((i, positions[:each]) for i, positions in parts)
-        )
+        samples = self._samples_of((i, positions[:each]) for i, positions in parts)
+        return Picks(f"the first{of_tars}", False, samples)
 
     def _samples_of(self, parts: Iterable[tuple[int, range]]) -> Iterator[Sample]:
         for i, positions in parts:

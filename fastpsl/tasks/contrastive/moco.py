@@ -259,19 +259,9 @@ class MoCo(Task):
     accuracy_name = "accuracy in finding the other view"
 
     def __init__(
-        self,
-        *,
-        seed: int,
-        batch_size: int,
-        queue_size: int,
-        momentum: float,
-        temperature: float,
-        key_group: int,
-        width: int,
-        size_px: int,
-        sobel_p: float = SOBEL_P,
-        accumulate: int = 1,
-    ):
+        self, *, seed: int, batch_size: int, queue_size: int, momentum: float, temperature: float,
+        key_group: int, width: int, size_px: int, sobel_p: float = SOBEL_P, accumulate: int = 1,
+    ):  # fmt: skip
         if key_group < 2:
             raise ValueError(f"--key-group {key_group}: statistics need 2 images; give 2 or more")
         if width < 1:

@@ -137,9 +137,8 @@ class SimCLR(Task):
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
-        view = contrastive_view(
-            level, self.size_px, scale=(0.08, 1.0), colour=SIMCLR_COLOUR, sobel_p=self.sobel_p
-        )
+        scale, colour = (0.08, 1.0), SIMCLR_COLOUR
+        view = contrastive_view(level, self.size_px, scale=scale, colour=colour, sobel_p=self.sobel_p)
         return (view, view)
 
     @override
@@ -164,10 +163,8 @@ class SimCLR(Task):
             "part of the batch or another one: negatives would be left out, and chance would be wrong"
         )
         result = self._compared(blocks, head, inputs, batch)
-        return result.loss, {
-            "loss": (result.loss_sum, result.num_anchors),
-            "accuracy": (result.num_correct, result.num_anchors),
-        }
+        num = result.num_anchors
+        return result.loss, {"loss": (result.loss_sum, num), "accuracy": (result.num_correct, num)}
 
     @override
     def losses(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> Tensor:

@@ -42,13 +42,8 @@ def make_labels(
         configuration["seed"] = seed
     elif source == "k-means":
         labels = k_means_labels(data, num_classes, pca_width, size_px, seed)
-        configuration |= {
-            "pca_width": pca_width,
-            "size_px": size_px,
-            "num_starts": NUM_STARTS,
-            "num_iterations": NUM_ITERATIONS,
-            "seed": seed,
-        }
+        configuration |= {"pca_width": pca_width, "size_px": size_px, "seed": seed}
+        configuration |= {"num_starts": NUM_STARTS, "num_iterations": NUM_ITERATIONS}
     return labels, num_classes, configuration | {"num_classes": num_classes}
 
 

@@ -6,7 +6,6 @@ clustering.py, util.py).
 
 import contextlib
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.console.progress import operation
-from fastpsl.console.words import worded
+from fastpsl.console.words import warn
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import sum_over_ranks
 from fastpsl.engine.gpu import AsyncCopy, one_behind, torch_seed
@@ -74,12 +73,7 @@ class DeepCluster(PseudoClassify):
     @override
     def head(self, level: int, channels: int) -> nn.Module:
         if channels < self.pca_width:
-            warnings.warn(
-                worded(
-                    f"--pca-width {self.pca_width}: features have {channels} numbers, so {channels} are kept"
-                ),
-                stacklevel=2,
-            )
+            warn(f"--pca-width {self.pca_width}: features have {channels} numbers, so {channels} are kept")
         return super().head(level, channels)
 
     @override

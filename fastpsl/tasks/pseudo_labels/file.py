@@ -222,9 +222,8 @@ def _read(path: Path, num_samples: int) -> _File:
                 labels, indices, entropy = (arrays[n] for n in ("labels", "indices", "entropy"))
                 num_classes, num_split = (arrays[n].item() for n in ("num_classes", "num_split"))
                 made_by, split, digest = (str(arrays[n].item()) for n in ("made_by", "split", "data_digest"))
-                configuration = _CONFIGURATION.checked(
-                    path, parse(path, str(arrays["configuration"].item()).encode())
-                )
+                text = str(arrays["configuration"].item())
+                configuration = _CONFIGURATION.checked(path, parse(path, text.encode()))
     except ValueError as error:
         raise_of_the_system(path, error)
         raise ValueError(f"{path} is no readable file of labels ({error}): give a recipe's {NAME}") from None
@@ -242,6 +241,5 @@ def _read(path: Path, num_samples: int) -> _File:
             )
     if {type(num_classes), type(num_split)} != {int}:
         raise ValueError(f"{path} holds numbers of classes that are no integers: give a recipe's {NAME}")
-    return _File(
-        Labels(labels, num_classes, made_by, num_split, entropy, split, configuration), indices, digest
-    )
+    stored = Labels(labels, num_classes, made_by, num_split, entropy, split, configuration)
+    return _File(stored, indices, digest)

@@ -5,7 +5,6 @@ Values that the paper does not state are those of xu-ji/IIC.
 
 import math
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
-from fastpsl.console.words import percent, worded
+from fastpsl.console.words import percent, warn
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import place_among_ranks
 from fastpsl.engine.experiment import Experiment
@@ -44,16 +43,10 @@ from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, Op, ViewSpec
 from fastpsl.tasks.classify import linear
+from fastpsl.tasks.pseudo_labels import scores
 from fastpsl.tasks.pseudo_labels.file import NAME, SECOND_NAME, write_labels
 from fastpsl.tasks.pseudo_labels.options import IICOptions, Transforms
 from fastpsl.tasks.pseudo_labels.pseudo_classify import gathered_labels
-from fastpsl.tasks.pseudo_labels.scores import (
-    draw_label_curves,
-    hungarian_accuracy,
-    many_to_one_accuracy,
-    nmi,
-    watched_figures,
-)
 
 # The value of IIC's code (xu-ji/IIC), 2.2e-16. In half precision it would be 0, and its logarithm infinite.
 EPS = sys.float_info.epsilon
@@ -164,14 +157,10 @@ class ClusterEpochs:
         is_drawn = labels >= 0
         if place_among_ranks()[0] != 0 or not is_drawn.any():
             return {}
-        previous_labels = previous.numpy()[is_drawn]
-        figures = watched_figures(
-            labels[is_drawn],
-            previous_labels if (previous_labels >= 0).any() else None,
-            None if true is None else true[is_drawn],
-            num_clusters,
-            seed,
-        )
+        before = previous.numpy()[is_drawn]
+        known = before if (before >= 0).any() else None
+        true = None if true is None else true[is_drawn]
+        figures = scores.watched_figures(labels[is_drawn], known, true, num_clusters, seed)
         return {"mutual_information": -float(losses[best]), "best_sub_head": float(best), **figures}
 
     def _gathered(self) -> Tensor:
@@ -182,12 +171,8 @@ class ClusterEpochs:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state on the CPU, the same on every rank; every rank must call it."""
-        return {
-            "best": self.best.tolist(),
-            "previous": list(self._previous),
-            "sums": self._sums.to("cpu", copy=True),
-            "clusters": self._gathered(),
-        }
+        sums, clusters = self._sums.to("cpu", copy=True), self._gathered()
+        return {"best": self.best.tolist(), "previous": [*self._previous], "sums": sums, "clusters": clusters}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of a partial epoch."""
@@ -254,17 +239,9 @@ class IIC(Task):
     num_levels = 1
 
     def __init__(
-        self,
-        num_clusters: int,
-        *,
-        size_px: int,
-        crop_share: float,
-        transforms: Transforms,
-        num_copies: int,
-        num_sub_heads: int,
-        second_clusters: int | None = None,
-        seed: int = 0,
-    ):
+        self, num_clusters: int, *, size_px: int, crop_share: float, transforms: Transforms, num_copies: int,
+        num_sub_heads: int, second_clusters: int | None = None, seed: int = 0,
+    ):  # fmt: skip
         if not 0 < crop_share <= 1:
             raise ValueError(f"--crop-share {crop_share:g}: a share of the image's side, above 0 and up to 1")
         if num_copies < 1:
@@ -301,12 +278,9 @@ class IIC(Task):
                 )
         num_pairs, most = batch_size * self.num_copies, max(self.sizes.values())
         if num_pairs < most:
-            warnings.warn(
-                worded(
-                    f"--batch-size {batch_size} makes {num_pairs} pairs per step, which say little of how "
-                    f"{most} clusters share the images; give several times as many, or fewer clusters"
-                ),
-                stacklevel=2,
+            warn(
+                f"--batch-size {batch_size} makes {num_pairs} pairs per step, which say little of how "
+                f"{most} clusters share the images; give several times as many, or fewer clusters"
             )
         self.num_samples = data.num_samples
         self.true_labels = data.labels()
@@ -413,17 +387,11 @@ class IIC(Task):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        results = {
-            "labels": self.labels,
-            "entropy": self.entropy,
-            "best_sub_head": int(self.epochs.best[0]),
-            "second_labels": self.second_labels,
-        }
-        return {
-            "first_epoch": self.first_epoch,
-            "epochs": self.epochs.state_dict(),
-            **(results if self.labels is not None else {}),
-        }
+        state = {"first_epoch": self.first_epoch, "epochs": self.epochs.state_dict()}
+        if self.labels is None:
+            return state
+        state |= {"labels": self.labels, "entropy": self.entropy, "second_labels": self.second_labels}
+        return state | {"best_sub_head": int(self.epochs.best[0])}
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -503,16 +471,15 @@ def leave_labels(task: IIC, run: Run) -> Sequence[str]:
         run.folder / NAME, labels, num_clusters, data, recipe, entropy=state_of_task["entropy"].numpy(),
         configuration={**run.science, "source": "iic", "cut": cut},
     )  # fmt: skip
-    curves = draw_label_curves(run.folder)
     facts = [
         f"labels by sub-head {best} of {num_sub_heads}, which had the lowest loss",
         f"{len(np.unique(labels))} of {num_clusters} clusters are not empty",
     ]
     if (true >= 0).any():
         facts.append(
-            f"with the true labels NMI {nmi(labels, true):.3f}, "
-            f"accuracy {percent(hungarian_accuracy(labels, true))} matched one to one, "
-            f"{percent(many_to_one_accuracy(labels, true))} each cluster as its commonest class"
+            f"with the true labels NMI {scores.nmi(labels, true):.3f}, "
+            f"accuracy {percent(scores.hungarian_accuracy(labels, true))} matched one to one, "
+            f"{percent(scores.many_to_one_accuracy(labels, true))} each cluster as its commonest class"
         )
     if state_of_task.get("second_labels") is not None:
         second, num_second = state_of_task["second_labels"].numpy(), list(task.sizes.values())[1]
@@ -523,6 +490,6 @@ def leave_labels(task: IIC, run: Run) -> Sequence[str]:
         if (true >= 0).any():
             facts.append(
                 f"the second head's {num_second} clusters: accuracy "
-                f"{percent(hungarian_accuracy(second, true))} matched one to one"
+                f"{percent(scores.hungarian_accuracy(second, true))} matched one to one"
             )
-    return ["; ".join(facts), f"labels {path}", *([f"label curves {curves}"] if curves else [])]
+    return ["; ".join(facts), *scores.written_lines(path)]

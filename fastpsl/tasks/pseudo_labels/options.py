@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from typing_extensions import override
-from tyro.conf import arg
 
 from fastpsl.engine.options import MACHINE, PerStage, PretrainOptions, SGDOptions
 
@@ -37,13 +36,10 @@ class UICOptions(SGDOptions):
     """What the network sees: the image, or its grey value's two gradients."""
     augment: Augmentation
     """standard: crops and flip; strong: SimCLR's colour distortion and blur too."""
-    label_view: Annotated[
-        LabelView,
-        arg(
-            help="train: labels come from the training forward pass; "
-            "center: from a pass over all images before each epoch."
-        ),
-    ]
+    label_view: LabelView
+    """train: labels come from the training forward pass; center: from a pass over all images before each
+    epoch.
+    """
     lr: float
     """Learning rate at the start; it falls to 0 in a straight line."""
     weight_decay: float
@@ -53,13 +49,10 @@ class UICOptions(SGDOptions):
     size_px: PerStage
     """Side of the crops: one value, or one for each stage."""
     # The content of the file is science (see `build`), its path is not.
-    fine_tune: Annotated[
-        Path | None,
-        arg(
-            help="A finished run of this recipe, or a checkpoint: "
-            "go on with its network, on the labels that it gives the centre crops."
-        ),
-    ] = field(default=None, metadata=MACHINE)
+    fine_tune: Path | None = field(default=None, metadata=MACHINE)
+    """A finished run of this recipe, or a checkpoint: go on with its network, on the labels that it gives the
+    centre crops.
+    """
     pseudo_labels: Path | None = field(default=None, metadata=MACHINE)
     """Learn from the labels in this file, and make none, also with --fine-tune (labels.npz of a run)."""
 
@@ -98,13 +91,10 @@ class IICOptions(PretrainOptions):
     """Classifiers of a head; the one of lowest loss makes the labels."""
     num_copies: int
     """Transformed copies that an image is paired with."""
-    augment: Annotated[
-        Transforms,
-        arg(
-            help="What the copies go through besides crops; "
-            "each adds to the one before: crop, flip, colour, grey, sobel (Table XIV)."
-        ),
-    ]
+    augment: Transforms
+    """What the copies go through besides crops; each adds to the one before: crop, flip, colour, grey, sobel
+    (Table XIV).
+    """
     crop_share: float
     """Side of the crops, as a share of the image's shorter side."""
     size_px: PerStage

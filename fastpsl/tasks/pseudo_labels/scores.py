@@ -219,3 +219,9 @@ def draw_label_curves(folder: Path) -> Path | None:
         return None
     title = f"{folder.name}: pseudo-labels"
     return draw_label_figures(rows, folder / PICTURE, title, MIN_ENTROPY_SHARE)
+
+
+def written_lines(labels: Path) -> list[str]:
+    """Draw the label curves beside a run's labels; return what to tell of both files."""
+    curves = draw_label_curves(labels.parent)
+    return [f"labels {labels}", *([f"label curves {curves}"] if curves else [])]

@@ -131,9 +131,8 @@ class LabelStore:
 
     def _sums(self) -> tuple[int, int]:
         """Return the draws of all ranks, and those whose logits were not finite."""
-        num_draws, num_not_finite = total_over_ranks(
-            torch.stack([self._num_draws, self._num_not_finite])
-        ).tolist()
+        own = torch.stack([self._num_draws, self._num_not_finite])
+        num_draws, num_not_finite = total_over_ranks(own).tolist()
         return num_draws, num_not_finite
 
     def state_dict(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from fastpsl.tasks.contrastive.simclr import SIMCLR_COLOUR, simclr_blur
 from fastpsl.tasks.pseudo_labels.file import NAME, labels_of, write_labels
 from fastpsl.tasks.pseudo_labels.options import Augmentation, LabelView, UICOptions
 from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify, gathered_labels
-from fastpsl.tasks.pseudo_labels.scores import draw_label_curves
+from fastpsl.tasks.pseudo_labels.scores import written_lines
 from fastpsl.tasks.pseudo_labels.store import EpochOfLabels
 
 
@@ -63,21 +63,12 @@ class UIC(PseudoClassify):
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        input: Input,
-        size_px: int,
-        *,
-        seed: int,
-        augmentation: Augmentation,
-        label_view: LabelView,
-        fixed: bool = False,
-        given: np.ndarray | None = None,
+        self, num_classes: int, input: Input, size_px: int, *, seed: int, augmentation: Augmentation,
+        label_view: LabelView, fixed: bool = False, given: np.ndarray | None = None,
         classifier: Mapping[str, Tensor] | None = None,
-    ):
-        super().__init__(
-            num_classes, uic_view(input, size_px, augmentation), center_view(input, size_px), seed=seed
-        )
+    ):  # fmt: skip
+        view = uic_view(input, size_px, augmentation)
+        super().__init__(num_classes, view, center_view(input, size_px), seed=seed)
         self.label_view, self.fixed, self.given, self.classifier = label_view, fixed, given, classifier
         self.ended: EpochOfLabels | None = None  # made, but not yet told by `end_epoch`
 
@@ -144,9 +135,8 @@ class UIC(PseudoClassify):
                 "they keep their labels",
                 stacklevel=2,
             )
-        counts = {
-            name: float(getattr(ended, name)) for name in ("num_not_drawn", "num_repeated", "num_split")
-        }
+        names = ("num_not_drawn", "num_repeated", "num_split")
+        counts = {name: float(getattr(ended, name)) for name in names}
         return {**self.figures(ended.made, ended.previous), **counts}
 
 
@@ -224,8 +214,7 @@ def leave_labels(task: PseudoClassify, run: Run) -> Sequence[str]:
         run.folder / NAME, store["current"].numpy(), task.num_classes, run.data.train, made_by,
         num_split=store["num_split"], configuration={**run.science, "source": made_by},
     )  # fmt: skip
-    curves = draw_label_curves(run.folder)
-    return [f"labels {path}", *([f"label curves {curves}"] if curves else [])]
+    return written_lines(path)
 
 
 def _trained(path: Path, options: UICOptions) -> tuple[Path, dict[str, Any]]:

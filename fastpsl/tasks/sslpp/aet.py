@@ -4,7 +4,6 @@ SSL++ uses it as a proxy task (SSL++, section III.A).
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.geometry import NUM_TARGETS, Kind, WarpPair
 from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
+from fastpsl.pipelines.views import Input, TrainCrop, train_view
+from fastpsl.tasks.classify import mean_of_valid
 from fastpsl.tasks.sslpp.proxy import Proxy
 
 _NUM_FOR_MEAN = 10_000
@@ -40,12 +40,7 @@ class AET(Proxy):
 
     def __init__(self, transform: Kind, size_px: int, crop: TrainCrop = "padded"):
         self.warp = WarpPair(size_px, transform)
-        plain = train_view(Input.usual("RGB", size_px), size_px, crop)
-        self._view = replace(plain, ops=(*plain.ops, self.warp))
-
-    @override
-    def view(self) -> ViewSpec:
-        return self._view
+        super().__init__(train_view(Input.usual("RGB", size_px), size_px, crop), self.warp)
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:
@@ -55,17 +50,8 @@ class AET(Proxy):
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Return the mean squared error over the targets from features [2 * B, C, h, w]."""
         assert isinstance(head, AETHead)
-        valid = batch.indices >= 0
-        num = valid.sum().float()
-
-        def total(answers: Tensor) -> Tensor:
-            return torch.where(valid, _errors(answers, batch), 0.0).sum()
-
-        loss = total(head(features).float())
-        metrics = {"loss": (loss.detach(), num)}
-        if not head.training:
-            metrics["loss_constant"] = (total(head.mean_target), num)
-        return loss / num.clamp(min=1), metrics
+        constant = None if head.training else _errors(head.mean_target, batch)
+        return mean_of_valid(_errors(head(features).float(), batch), batch.indices >= 0, constant)
 
     @override
     def features_losses(self, features: Tensor, head: nn.Module, batch: Batch) -> Tensor:

@@ -19,7 +19,7 @@ from fastpsl.kernels.lab import NUM_BINS, ab_bins, lab, soft_bins
 from fastpsl.kernels.normalise import to_float32
 from fastpsl.pipelines.interface.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
+from fastpsl.pipelines.views import Input, TrainCrop, train_view
 from fastpsl.tasks.sslpp.context import FromVectors
 from fastpsl.tasks.sslpp.proxy import Proxy
 
@@ -54,11 +54,8 @@ class Colorization(Proxy):
     one_size = "colorization learns the colours of a feature map of one size"
 
     def __init__(self, size_px: int, crop: TrainCrop = "padded", of_vectors: bool = False):
-        self._view, self.of_vectors = train_view(Input.usual("L", size_px), size_px, crop), of_vectors
-
-    @override
-    def view(self) -> ViewSpec:
-        return self._view
+        super().__init__(train_view(Input.usual("L", size_px), size_px, crop))
+        self.of_vectors = of_vectors
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:

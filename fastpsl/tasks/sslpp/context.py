@@ -5,7 +5,6 @@ SSL++ uses it as a proxy task (SSL++, section III.A).
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,8 @@ from fastpsl.engine.stage_blocks import Metrics
 from fastpsl.kernels.geometry import Hole
 from fastpsl.kernels.normalise import to_float32
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
+from fastpsl.pipelines.views import Input, TrainCrop, train_view
+from fastpsl.tasks.classify import mean_of_valid
 from fastpsl.tasks.sslpp.proxy import Proxy
 
 FIRST_SIDE, FIRST_WIDTH, LEAST_WIDTH = 4, 512, 64
@@ -69,14 +69,9 @@ class Context(Proxy):
 
     def __init__(self, hole_share: float, size_px: int, crop: TrainCrop = "padded", of_vectors: bool = False):
         input = Input.usual("RGB", size_px)
-        hole, self.size_px = Hole(hole_share, input.mean), size_px
-        self.hidden, self.of_vectors = hole.hidden(size_px), of_vectors
-        plain = train_view(input, size_px, crop)
-        self._view = replace(plain, ops=(*plain.ops, hole))
-
-    @override
-    def view(self) -> ViewSpec:
-        return self._view
+        hole = Hole(hole_share, input.mean)
+        super().__init__(train_view(input, size_px, crop), hole)
+        self.size_px, self.hidden, self.of_vectors = size_px, hole.hidden(size_px), of_vectors
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:
@@ -91,20 +86,12 @@ class Context(Proxy):
         Pixels are in [-1, 1], as in Context-Encoder. loss_constant is the loss of the best single colour, the
         mean of what the batch hides.
         """
-        targets = self._targets(batch)
-        valid = batch.indices >= 0
-        num = valid.sum().float()
-
-        def total(answers: Tensor) -> Tensor:
-            return torch.where(valid, _errors(answers, targets), 0.0).sum()
-
-        loss = total(head(features).float()[..., self.hidden, self.hidden])
-        metrics = {"loss": (loss.detach(), num)}
+        targets, valid, constant = self._targets(batch), batch.indices >= 0, None
         if not head.training:
             colours = torch.where(valid[:, None], targets.mean((2, 3)), 0.0)
-            mean = colours.sum(0) / num.clamp(min=1)
-            metrics["loss_constant"] = (total(mean[:, None, None]), num)
-        return loss / num.clamp(min=1), metrics
+            mean = colours.sum(0) / valid.sum().float().clamp(min=1)
+            constant = _errors(mean[:, None, None], targets)
+        return mean_of_valid(self.features_losses(features, head, batch), valid, constant)
 
     @override
     def features_losses(self, features: Tensor, head: nn.Module, batch: Batch) -> Tensor:

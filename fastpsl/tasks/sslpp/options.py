@@ -17,22 +17,14 @@ class SSLPlusPlusOptions(PretrainOptions):
     backbone: str
     """Name of the network, as in other recipes."""
     # The content of the file is science (see `build`), its path is not.
-    pseudo_labels: Annotated[
-        str,
-        arg(
-            help="none: the proxy task alone; "
-            "a file (of sslpp_iic or fastpsl labels): a second target beside it; "
-            "coupled: k-means' labels, anew before each epoch."
-        ),
-    ] = field(default=NONE, metadata=MACHINE)
-    semantic_weight: Annotated[
-        float,
-        arg(
-            aliases=("--lambda",),
-            help="Of the pseudo-labels' loss beside the proxy's: the paper's lambda. "
-            "Without effect where they are learned alone.",
-        ),
-    ]
+    pseudo_labels: str = field(default=NONE, metadata=MACHINE)
+    """none: the proxy task alone; a file (of sslpp_iic or fastpsl labels): a second target beside it;
+    coupled: k-means' labels, anew before each epoch.
+    """
+    semantic_weight: Annotated[float, arg(aliases=("--lambda",))]
+    """Of the pseudo-labels' loss beside the proxy's: the paper's lambda. Without effect where they are
+    learned alone.
+    """
     proxy: bool = True
     """Learn the proxy task; --no-proxy: the pseudo-labels alone."""
     num_clusters: int = 70
@@ -45,13 +37,10 @@ class SSLPlusPlusOptions(PretrainOptions):
     """On weights, biases and BatchNorm."""
     size_px: PerStage
     """Side of the images that the network sees: one value, or one for each stage."""
-    crop: Annotated[
-        Literal["padded", "random_resized"],
-        arg(
-            help="padded: the whole image, moved by up to an eighth of its side "
-            "(RotNet's and AET's on CIFAR); random_resized: as is usual for larger ones."
-        ),
-    ] = "padded"
+    crop: Literal["padded", "random_resized"] = "padded"
+    """padded: the whole image, moved by up to an eighth of its side (RotNet's and AET's on CIFAR);
+    random_resized: as is usual for larger ones.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

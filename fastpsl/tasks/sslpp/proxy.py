@@ -1,6 +1,7 @@
 """Define the pretext task that SSL++ combines with pseudo-labels (SSL++, section IV.C)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -8,21 +9,25 @@ from typing_extensions import override
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Op, ViewSpec
 
 
 class Proxy(Task):
     """A task of one view with a loss on the backbone's features, so that another head can share them.
 
-    Override `view`, `head` (the paper's V1), `features_loss` and `features_losses`.
+    Override `head` (the paper's V1), `features_loss` and `features_losses`.
+
+    Args:
+        view: What the network sees of each sample.
+        ops: The task's own op, the last one. It may make several images of one, image-major.
     """
 
-    def view(self) -> ViewSpec:
-        """Return what the network sees of each sample.
+    def __init__(self, view: ViewSpec, *ops: Op):
+        self._view = replace(view, ops=(*view.ops, *ops))
 
-        Its last op is the task's own. It may make several images of one, image-major.
-        """
-        raise NotImplementedError
+    def view(self) -> ViewSpec:
+        """Return what the network sees of each sample."""
+        return self._view
 
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         """Compute the loss of a batch from the features of all its images."""

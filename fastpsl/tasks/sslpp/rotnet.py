@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,7 +10,7 @@ from typing_extensions import override
 from fastpsl.engine.stage_blocks import Metrics
 from fastpsl.kernels.geometry import AllTurns
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
+from fastpsl.pipelines.views import Input, TrainCrop, train_view
 from fastpsl.tasks.classify import cross_entropies, scored
 from fastpsl.tasks.rotation import RotationHead
 from fastpsl.tasks.sslpp.proxy import Proxy
@@ -31,12 +30,7 @@ class RotNet(Proxy):
     """
 
     def __init__(self, size_px: int, crop: TrainCrop = "padded"):
-        plain = train_view(Input.usual("RGB", size_px), size_px, crop)
-        self._view = replace(plain, ops=(*plain.ops, AllTurns(NUM_TURNS)))
-
-    @override
-    def view(self) -> ViewSpec:
-        return self._view
+        super().__init__(train_view(Input.usual("RGB", size_px), size_px, crop), AllTurns(NUM_TURNS))
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:

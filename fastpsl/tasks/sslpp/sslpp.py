@@ -1,7 +1,6 @@
 """Train SSL++: a pretext task with semantic pseudo-labels as a second target (SSL++, section IV)."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.console.terminal import own_rank
-from fastpsl.console.words import worded
+from fastpsl.console.words import warn
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import place_among_ranks, total_over_ranks
 from fastpsl.engine.experiment import Experiment
@@ -77,14 +76,11 @@ class LabelLoss:
         loss, entropy = total / _ONE_NAT / num, float(self.entropy)
         is_due = self.epoch in (math.ceil(self.num_epochs / 10), self.num_epochs)
         if is_due and loss > _LEARNED * entropy and place_among_ranks()[0] == 0:
-            warnings.warn(
-                worded(
-                    f"the second head has not learned the pseudo-labels: its loss was {loss:.3f} in epoch "
-                    f"{self.epoch} of {self.num_epochs}, and {entropy:.3f} is the loss of naming each "
-                    "cluster by its frequency; more epochs or a higher --semantic-weight may help: "
-                    "https://fastpsl.github.io/fastpsl/methods/sslpp.html"
-                ),
-                stacklevel=2,
+            warn(
+                f"the second head has not learned the pseudo-labels: its loss was {loss:.3f} in epoch "
+                f"{self.epoch} of {self.num_epochs}, and {entropy:.3f} is the loss of naming each "
+                "cluster by its frequency; more epochs or a higher --semantic-weight may help: "
+                "https://fastpsl.github.io/fastpsl/methods/sslpp.html"
             )
         return {"loss_labels": loss, "entropy_labels": entropy}
 
@@ -132,17 +128,9 @@ class SSLPlusPlus(Task):
     why_not_blockwise = "SSL++ learns its two targets on the last block alone"
 
     def __init__(
-        self,
-        proxy: Proxy,
-        plain: ViewSpec,
-        *,
-        learn_proxy: bool = True,
-        weight: float,
-        num_classes: int = 0,
-        labels: np.ndarray | None = None,
-        center: ViewSpec | None = None,
-        seed: int = 0,
-    ):
+        self, proxy: Proxy, plain: ViewSpec, *, learn_proxy: bool = True, weight: float, num_classes: int = 0,
+        labels: np.ndarray | None = None, center: ViewSpec | None = None, seed: int = 0,
+    ):  # fmt: skip
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"--semantic-weight {weight:g}: it must be 0 or more")
         if not learn_proxy and not num_classes:
@@ -304,9 +292,8 @@ class SSLPlusPlus(Task):
         if not self.num_classes or self.labels[0] == _NONE_YET:
             return list(captions)
         labels = self.labels[batch.indices.clamp(min=0)].tolist()
-        return [
-            "\n".join(filter(None, (text, f"cluster {n}"))) for text, n in zip(captions, labels, strict=True)
-        ]
+        pairs = zip(captions, labels, strict=True)
+        return ["\n".join(filter(None, (text, f"cluster {n}"))) for text, n in pairs]
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -387,9 +374,7 @@ def _labels(path: Path, options: SSLPlusPlusOptions) -> Labels:
             flush=True,
         )
         if file.configuration.get("cut"):
-            warnings.warn(
-                worded(f"{path} was made by a run that --max-steps-per-stage cut short"), stacklevel=2
-            )
+            warn(f"{path} was made by a run that --max-steps-per-stage cut short")
         if (crowded := collapse(figures, file.num_classes)) is not None:
-            warnings.warn(f"{path}: {crowded}", stacklevel=2)
+            warn(f"{path}: {crowded}")
     return file
