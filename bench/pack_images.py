@@ -9,7 +9,6 @@ A piece has --each images, as they stand: sheets of 1,024 as lossless WebP, and 
 many pieces there are.
 """
 
-import argparse
 import io
 import re
 import sys
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.program import run_program
+from bench.program import parser_of, run_program
 
 _ROWS = 32  # rows and columns of a sheet
 
@@ -105,9 +104,7 @@ def unpack(source: Path, out: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("what", choices=("pack", "unpack"))
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path, help="a folder, or the .npz to unpack to")

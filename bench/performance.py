@@ -12,7 +12,6 @@ The rest of a page is people's. PARTS has the names. Links in a part begin with 
 root, and become relative to the page.
 """
 
-import argparse
 import json
 import os
 import re
@@ -26,7 +25,7 @@ sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
 
 from bench.archives import check_experiment, checked, put_experiment, read_archives
 from bench.charts import draw
-from bench.program import run_program
+from bench.program import parser_of, run_program
 from bench.schema import Results, write_result
 from bench.speed_ups import how_fast_table, losses_table, targets_table
 from bench.tables import HAVE_CHARTS, all_size_tables, best_table, machines, packed_table, show, table
@@ -125,9 +124,7 @@ def pages(results: Results) -> dict[Path, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 where a page is not what the files say"
     )

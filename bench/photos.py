@@ -10,7 +10,6 @@ contrast that gives its JPEG the drawn number of bytes. With as many bytes, a pi
 time with ffcv, beside 300 clothing photos.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-from bench.program import counted, run_program
+from bench.program import counted, parser_of, run_program
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.encode import Target, store_array
 from fastpsl.pipelines.beton.reader import Beton
@@ -159,18 +158,12 @@ def written(out: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("out", type=Path, help="the dataset file to write, over what was there")
     parser.add_argument("--num", type=int, default=6000, help="JPEGs (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same one gives the same images (default: 0)")
-    parser.add_argument(
-        "--bytes-per-pixel",
-        type=float,
-        default=BYTES_PER_PIXEL,
-        help="of the JPEGs, in the mean (default: ImageNet's, %(default)s)",
-    )
+    mean = "of the JPEGs, in the mean (default: ImageNet's, %(default)s)"
+    parser.add_argument("--bytes-per-pixel", type=float, default=BYTES_PER_PIXEL, help=mean)
     parser.add_argument("--workers", type=int, help="threads that draw and encode (default: one per core)")
     options = parser.parse_args()
     if options.num < 1 or options.bytes_per_pixel <= 0:

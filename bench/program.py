@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -42,6 +43,11 @@ def options_of(kind: type[_Options], description: str | None) -> _Options:
     options.check()
     check_out(options.out)
     return options  # type: ignore[no-any-return]
+
+
+def parser_of(description: str | None) -> ArgumentParser:
+    """Return a parser whose help has this text as it is."""
+    return ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
 
 
 def check_positive(options: object, *names: str) -> None:

@@ -310,11 +310,8 @@ def begun(options: Options, device: torch.device) -> dict[str, Any]:
     if not (options.resume and options.out.exists()):
         return result
     earlier = json.loads(options.out.read_text())
-    decides: dict[str, dict[str, Any]] = {
-        "settings": settings,
-        "data": {"name": name},
-        "environment": {"commit": commit()},
-    }
+    decides: dict[str, dict[str, Any]] = {"settings": settings, "data": {"name": name}}
+    decides["environment"] = {"commit": commit()}
     for part, values in decides.items():
         for key, value in values.items():
             if (was := earlier[part].get(key)) != value:

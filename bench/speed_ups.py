@@ -350,8 +350,7 @@ def _epoch_cost(results: Results) -> Iterator[Found]:
         speed = row["samples_per_s"], (row["mode"], launch(row))
         ends[name, row["recipe"]] = max(ends.get((name, row["recipe"]), speed), speed)
     costs = dict[tuple[str, str], dict[str, Any]]()
-    what = "PSL's cost per epoch / end to end's"
-    for name, row in rows_of(results, "step", "ratios", what=what, backbone="resnet50"):
+    for name, row in rows_of(results, "step", "ratios", what=_COST, backbone="resnet50"):
         key, mode = (name, row["recipe"]), row["mode"].partition("+")[0]
         if key in ends and ends[key][1] == (mode, launch(row)):
             costs[key] = min(costs.get(key, row), row, key=lambda each: each["median"])
@@ -424,15 +423,10 @@ _VIEWS: dict[str, Any] = {"decoder": "dali", "is_best": True}
 
 def _by_views(part: str, text: str, *goals: float, **labels: Any) -> tuple[Search, ...]:
     """Return searches in results of decoding, for one view and two."""
+    labels = {**_VIEWS, **labels}
     return tuple(
         figure(
-            "decode",
-            part,
-            text.replace("VIEWS", counted(num, "view")),
-            least=goal,
-            num_views=num,
-            **_VIEWS,
-            **labels,
+            "decode", part, text.replace("VIEWS", counted(num, "view")), least=goal, num_views=num, **labels
         )
         for num, goal in enumerate(goals, 1)
     )

@@ -152,21 +152,8 @@ def machines(results: Results) -> str:
             ", ".join(packages + ([f"dali {dali}"] if dali else [])), plain(machine["commit"]),
             f"{machine['load_average_before']:g}", str(result["settings"]["repeats"]),
         ])  # fmt: skip
-    return table(
-        (
-            "file",
-            "what it measures",
-            "command",
-            "machine",
-            "cores",
-            "driver",
-            "versions",
-            "commit",
-            "load before",
-            "repeats",
-        ),
-        rows,
-    )
+    titles = "file, what it measures, command, machine, cores, driver, versions, commit, load before, repeats"
+    return table(titles.split(", "), rows)
 
 
 def spreads(rows: Sequence[Row], first: str) -> tuple[list[str], list[list[str]]]:

@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,6 +76,13 @@ def memory_is_given_back(looked: dict[str, int]) -> Iterator[None]:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         looked["bytes"] = own_memory("VmRSS")
+
+
+@pytest.fixture
+def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the test's folder the working directory, and return it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

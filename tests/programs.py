@@ -73,6 +73,12 @@ def run_fresh(
     )
 
 
+def interpreted(code: str, *arguments: object, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter to its end, and capture its output."""
+    command, settings = [sys.executable, "-c", code, *map(str, arguments)], {"timeout": 300, **settings}
+    return subprocess.run(command, check=False, capture_output=True, text=True, **settings)
+
+
 def said_at_once(code: str, environment: dict[str, str], num: int = 3, timeout: float = 280) -> set[str]:
     """Return the outputs of fresh interpreters that start at the same time, as ranks do."""
     processes = [

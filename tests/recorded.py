@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from fastpsl.models.checkpoint import CheckpointManager
+from fastpsl.pipelines.views import Input
+
 Place = tuple[Any, ...]  # keys of dicts and numbers of lists, from outside
 
 
@@ -45,3 +48,10 @@ def write(path: Path, value: Any) -> None:
         path.write_text("".join(json.dumps(line) + "\n" for line in value))
     else:
         path.write_text(json.dumps(value))
+
+
+def save_checkpoint(folder: Path, weights: Any, seen: Input, planned: int, **science: Any) -> None:
+    """Write the last checkpoint of a run that made seven of its planned steps."""
+    summary = {"num_steps": 7, "num_steps_planned": planned}
+    state = {"science": science, "num_stages": 1, "position": {"run_step": 7, "summaries": [summary]}}
+    CheckpointManager(folder).save(7, {**state, "input": seen.as_dict(), "backbone": weights})

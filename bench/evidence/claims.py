@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import ceil, floor, hypot
+from operator import itemgetter
 from typing import Any
 
 from bench.evidence.best_blocks import BEST, Best, bests
@@ -371,8 +372,9 @@ def cost_words(result: Record, plan: Plan) -> dict[str, Any]:
     """Return the words of the chart of cost: a point for each arm, a line for each number to compare with."""
     scores, evaluation = result["scores"], result["endpoint"]["evaluation"]
     means = {(row["arm"], row["evaluation"], row["number"]): row for row in result["means"]}
+    mean = itemgetter("mean")
     best = {
-        arm: max((means[arm, evaluation, number] for number in numbers_of(plan, arm, scores)), key=_mean)
+        arm: max((means[arm, evaluation, number] for number in numbers_of(plan, arm, scores)), key=mean)
         for arm in dict.fromkeys(row["arm"] for row in result["means"])
     }
     lines = [(UNTRAINED, best.pop(UNTRAINED)["mean"])] if UNTRAINED in best else []
@@ -410,10 +412,6 @@ def _places(
         side = sides[next((place for place, far in enumerate(away) if far > 18), 0)]
         taken.append((x + side[0], y + side[1]))
         yield side
-
-
-def _mean(row: Record) -> float:
-    return float(row["mean"])
 
 
 def _ticks(least: float, most: float) -> list[float]:

@@ -6,7 +6,6 @@ because they have the numbers.
 python -m bench.figures     after a new file in bench/results/, or a change of the plan, task or sample
 """
 
-import argparse
 import re
 from collections.abc import Callable
 from html import escape
@@ -25,7 +24,7 @@ from bench.figures.results import (
 from bench.figures.sample import sslpp_words, stages_words, views_words
 from bench.figures.svg import THEMES, render
 from bench.performance import DOCS, RESULTS, ROOT, read_results, written
-from bench.program import run_program
+from bench.program import parser_of, run_program
 
 # Figure → what it shows. Where there is `dict`, all words are in the template.
 FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -83,9 +82,7 @@ def description(name: str) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    parser_of(__doc__).parse_args()
     for name, words_of in FIGURES.items():
         words = words_of()
         for theme in THEMES:

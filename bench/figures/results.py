@@ -1,10 +1,11 @@
 """What the charts of results show: loaders, ratios by image size, augmentations, determinism."""
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.peers import PACKED
+from bench.program import counted
 from bench.tables import (
     CPU,
     JPEG_DECODERS,
@@ -62,7 +63,7 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     for peer in fastest(rates, NAMES):
         names.setdefault(NAMES[peer], peer)
     rows = [(text, [rates[name].get(num) for num in views]) for text, name in names.items()]
-    crops = [f"{num} crop{'' if num == 1 else 's'} of each image" for num in views]
+    crops = _crops(views)
     spoken = [
         f"{crop}: " + ", ".join(f"{name} {values[i]:,.0f}" for name, values in rows if values[i])
         for i, crop in enumerate(crops)
@@ -168,21 +169,13 @@ def sizes_words(results: Mapping[str, Result], batches: Batches = "uint8") -> di
     """Return the words of a figure of image sizes: ours over the fastest other loader of each size."""
     file, result = newest({name: of for name, of in results.items() if best_peers(of, batches)}, "sizes")
     best = {cell: ratios[RATE] for cell, ratios in best_peers(result, batches).items()}
-    crops = sorted({num for _, num in best})
-    rows: list[Row] = []
-    for size in dict.fromkeys(size for size, _ in best):
-        cells = [best.get((size, num)) for num in crops]
-        name = "original sizes" if size == "originals" else f"{size} px"
-        rows.append((name, [(cell["median"], f" {_peer(cell)}") if cell else None for cell in cells]))
     of_tars = {_peer(cell) for cell in best.values() if NAMES[cell["form"]].endswith("(tar)")}
     return _words(
         f"{TITLES[batches]}, on {_device(result)}",
         "Images per second of fastpsl over its own. The line is equal speed.",
         f"Batches of {result['settings']['batch_size']}. {_medians(file, result)}"
         + "".join(f". {peer} reads a tar" for peer in sorted(of_tars)),
-        [f"{num} crop{'' if num == 1 else 's'} of each image" for num in crops],
-        rows,
-        lambda ratio: ratio,
+        *_by_size({cell: (ratio["median"], f" {_peer(ratio)}") for cell, ratio in best.items()}),
     )
 
 
@@ -190,25 +183,28 @@ def packed_words(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the words of the figure of packed coefficients: the CPU time of JPEGs over theirs."""
     file, result = packed_files(results)[0]
     own = {
-        (ratio["size"], ratio["num_views"]): ratio["median"]
+        (ratio["size"], ratio["num_views"]): (ratio["median"], "")
         for ratio in result["ratios"]
         if (ratio["batches"], ratio.get("decoder"), ratio["what"]) == ("uint8", PACKED, CPU)
         and ratio["peer"] == "turbo"
     }
-    crops = sorted({num for _, num in own})
-    rows: list[Row] = []
-    for size in dict.fromkeys(size for size, _ in own):
-        ratios = [own.get((size, num)) for num in crops]
-        name = "original sizes" if size == "originals" else f"{size} px"
-        rows.append((name, [(ratio, "") if ratio else None for ratio in ratios]))
     return _words(
         f"Packed coefficients over JPEGs, on {_device(result)}",
         "CPU time for JPEGs over that for their coefficients. The line is equal time.",
         f"Batches of {result['settings']['batch_size']}. {_medians(file, result)}",
-        [f"{num} crop{'' if num == 1 else 's'} of each image" for num in crops],
-        rows,
-        lambda ratio: ratio,
+        *_by_size(own),
     )
+
+
+def _crops(nums: Iterable[int]) -> list[str]:
+    return [f"{counted(num, 'crop')} of each image" for num in nums]
+
+
+def _by_size(cells: Mapping[tuple[str, int], tuple[float, str]]) -> tuple[list[str], list[Row]]:
+    """Return the columns, of numbers of crops, and the rows, of sizes, of what is known of both."""
+    crops = sorted({num for _, num in cells})
+    names = {size: "original sizes" if size == "originals" else f"{size} px" for size, _ in cells}
+    return _crops(crops), [(name, [cells.get((size, num)) for num in crops]) for size, name in names.items()]
 
 
 def _peer(cell: Mapping[str, Any]) -> str:
@@ -262,7 +258,7 @@ def _words(
     source: str,
     columns: Sequence[str],
     rows: Sequence[Row],
-    scale: Callable[[float], float],
+    scale: Callable[[float], float] = float,
 ) -> dict[str, Any]:
     """Return the words of a figure whose bars begin where `scale` is 0: at no speed, or at an equal one."""
     lengths = [scale(cell[0]) for _, cells in rows for cell in cells if cell]

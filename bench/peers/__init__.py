@@ -39,7 +39,7 @@ def why_missing(kind: str, data: str) -> str | None:
     with Beton(data) as opened:
         if kind == "ffcv_loader" and len(opened.paths) > 1:
             return f"it reads one file, and these are {len(opened.paths)} shards"
-        if peer.needs_files and has_raw(opened):
+        if peer.reads != "dataset file" and has_raw(opened):
             return "it reads JPEGs, and these are raw images"
     return None
 

@@ -57,10 +57,6 @@ class Peer:
     packages: tuple[str, ...] = ()  # what must be installed, by names of imports
     reads: Reads = "dataset file"  # folders and tars hold files that were copied out of a dataset file
 
-    @property
-    def needs_files(self) -> bool:
-        return self.reads != "dataset file"
-
     def reason(self) -> str | None:
         """Return why it cannot run on this machine, or None if it can."""
         return None if all(map(_is_installed, self.packages)) else "not installed"

@@ -14,7 +14,6 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from fastpsl.evaluation import cluster_report
 from fastpsl.evaluation.result_file import read_result
-from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.open import open_data
@@ -28,6 +27,7 @@ from tests.cli import Cli, refused
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import tree, write_labelled
 from tests.plots.png_pixels import pixels
+from tests.recorded import save_checkpoint
 
 NUM_CLASSES = 20
 
@@ -46,14 +46,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with one checkpoint of a ResNet-18."""
     folder = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(0)
-    state = {
-        "science": {"recipe": "uic_alexnet", "backbone": "resnet18", "num_classes": NUM_CLASSES, "seed": 3},
-        "num_stages": 1,
-        "position": {"run_step": 7, "summaries": [{"num_steps": 7, "num_steps_planned": 7}]},
-        "input": Input(size_px=32).as_dict(),
-        "backbone": make_backbone("resnet18").state_dict(),
-    }
-    CheckpointManager(folder).save(7, state)
+    science = {"recipe": "uic_alexnet", "backbone": "resnet18", "num_classes": NUM_CLASSES, "seed": 3}
+    save_checkpoint(folder, make_backbone("resnet18").state_dict(), Input(size_px=32), 7, **science)
     return folder
 
 
@@ -178,15 +172,10 @@ def test_a_file_of_labels_alone(run_folder: Path, reported: Path, cli: Cli) -> N
 def test_a_run_of_iic(tmp_path: Path, cli: Cli) -> None:
     """Its first filters see two gradients, and its labels have entropies."""
     torch.manual_seed(0)
-    state = {
-        "science": {"recipe": "sslpp_iic", "backbone": "resnet34_iic", "num_clusters": 20},
-        "num_stages": 1,
-        "position": {"run_step": 7, "summaries": [{"num_steps": 7, "num_steps_planned": 9}]},
-        "input": Input("SobelXY", (0.0, 0.0), (1.0, 1.0), 32).as_dict(),
-        "backbone": make_backbone("resnet34_iic", num_channels=2).state_dict(),
-    }
-    (tmp_path / "checkpoints").mkdir()
-    CheckpointManager(tmp_path / "checkpoints").save(7, state)
+    weights = make_backbone("resnet34_iic", num_channels=2).state_dict()
+    science = {"recipe": "sslpp_iic", "backbone": "resnet34_iic", "num_clusters": 20}
+    seen = Input("SobelXY", (0.0, 0.0), (1.0, 1.0), 32)
+    save_checkpoint(tmp_path / "checkpoints", weights, seen, 9, **science)
     source = sample_paths().test_32
     (tmp_path / "config.json").write_text(json.dumps({"options": {"data": str(source)}}))
     entropy = np.linspace(0, np.log(20), 160)

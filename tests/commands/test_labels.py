@@ -17,7 +17,6 @@ from fastpsl.evaluation import feature_labels
 from fastpsl.evaluation.feature_file import PartialFeatures
 from fastpsl.evaluation.features import Extraction
 from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
@@ -37,6 +36,7 @@ from fastpsl.tasks.pseudo_labels.scores import ari
 from tests.cli import Cli, refused
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import tree
+from tests.recorded import save_checkpoint
 
 
 def written(path: Path, source: Path) -> Labels:
@@ -259,11 +259,7 @@ def test_clusters_of_features_are_scikit_learns(tmp_path: Path, weights: Path, c
 def test_features_of_a_run_are_of_its_own_images(tmp_path: Path, cli: Cli) -> None:
     data, run, out = sample_paths().train_32, tmp_path / "run", tmp_path / "f.npz"
     input = Input("RGB", (0.5,) * 3, (0.25,) * 3, 24)
-    science = {"recipe": "rotation", "backbone": "nin3", "seed": 0}
-    position = {"run_step": 7, "summaries": [{"num_steps": 7, "num_steps_planned": 9}]}
-    state: dict[str, Any] = {"science": science, "position": position, "num_stages": 1}
-    more = {"input": input.as_dict(), "backbone": nin3()}
-    CheckpointManager(run / "checkpoints").save(7, state | more)
+    save_checkpoint(run / "checkpoints", nin3(), input, 9, recipe="rotation", backbone="nin3", seed=0)
     (run / "config.json").write_text(json.dumps({"options": {"data": str(data), "val": None}}))
     code, output, error = cli("labels", "features", "--weights", run, "--num-clusters", 9, "--out", out)
     assert code == 0 and "images of 24 px" in output, error

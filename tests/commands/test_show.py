@@ -53,15 +53,14 @@ def test_every_task_has_a_sheet(name: str, tmp_path: Path, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("decoder", [*DECODERS, "synthetic"])
-def test_a_sheet_of_puzzles(decoder: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sheet_of_puzzles(decoder: str, cwd: Path, cli: Cli) -> None:
     """The sheet shows the loader's tiles for this seed, in order."""
-    monkeypatch.chdir(tmp_path)
     path = sample_paths().train
     options = ("--task", "jigsaw", "--level", 2, "--short-side", 64, "--num", 3, "--seed", 5)
     code, output, _ = cli("show", path, *options, "--decoder", decoder)
     assert output.startswith(f"jigsaw-G2.png: 3 samples of {path}, decoder {decoder} (")
     assert code == 0 and output.count("\n") == 1
-    assert [left.name for left in tmp_path.iterdir()] == ["jigsaw-G2.png"]
+    assert [left.name for left in cwd.iterdir()] == ["jigsaw-G2.png"]
 
     task = task_of("jigsaw_r50", 64 / 256)
     views = task.views(2)
@@ -72,7 +71,7 @@ def test_a_sheet_of_puzzles(decoder: str, tmp_path: Path, cli: Cli, monkeypatch:
     expected = (sheet_images * 255).round().byte()
     height, width = expected.shape[2:]
     scale = -(-150 // width)
-    sheet = np.asarray(Image.open(tmp_path / "jigsaw-G2.png"))
+    sheet = np.asarray(Image.open(cwd / "jigsaw-G2.png"))
     assert sheet.shape[1] == 2 * (scale * width + 8) + 8
     first = sheet[8 : 8 + scale * height : scale, 8 : 8 + scale * width : scale]
     assert (first == expected[0].permute(1, 2, 0).numpy()).all()
@@ -113,9 +112,6 @@ def test_crops_without_a_task_and_samples_that_are_bad(tmp_path: Path, cli: Cli)
         ("--out nowhere/sheet.png --num 1", "nowhere/sheet.png: cannot be written"),
     ],
 )
-def test_what_cannot_be_shown_is_one_line(
-    arguments: str, says: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_what_cannot_be_shown_is_one_line(arguments: str, says: str, cwd: Path, cli: Cli) -> None:
     refused(cli("show", *shlex.split(arguments)), says)
-    assert not list(tmp_path.iterdir())
+    assert not list(cwd.iterdir())

@@ -89,18 +89,15 @@ def test_user_errors_are_one_line(cli: Cli, tmp_path: Path, arguments: str, word
         ("retrieve w.pt --gallery photos/train --queries nothere --out o", "nothere: no such file"),
     ],
 )  # fmt: skip
-def test_paths_that_are_not_there_are_said_first(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_paths_that_are_not_there_are_said_first(cli: Cli, cwd: Path, arguments: str, message: str) -> None:
     for part in ("train", "val"):
-        (tmp_path / "photos" / part).mkdir(parents=True)
-    (tmp_path / "w.pt").touch()
+        (cwd / "photos" / part).mkdir(parents=True)
+    (cwd / "w.pt").touch()
     code, out, err = cli(*arguments.split())
     words = arguments.split()[: 2 if arguments.startswith(("train", "eval")) else 1]
-    start = f"fastpsl {' '.join(words)}: {message.format(here=tmp_path)}"
+    start = f"fastpsl {' '.join(words)}: {message.format(here=cwd)}"
     assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(start)
-    assert not (tmp_path / "runs").exists()
+    assert not (cwd / "runs").exists()
 
 
 def test_the_list_names_every_recipe(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import importlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ import pytest
 
 from fastpsl.console import interrupts
 from fastpsl.console.interrupts import imports_undisturbed
+from tests.programs import interpreted
 
 # Its end is far from the interrupt, so that a handler would have come in between.
 MODULE = """
@@ -145,8 +145,7 @@ FIRST_IMPORTS = """if True:
 @pytest.mark.slow
 def test_a_program_goes_on_after_ctrl_c_in_its_first_imports() -> None:
     """Half of torch would be imported otherwise, and torch refuses to be imported again."""
-    command = [sys.executable, "-c", FIRST_IMPORTS]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = interpreted(FIRST_IMPORTS)
     first = ("fastpsl.tables.paper_file", "fastpsl.models.names", "torch.nn.modules")
     expected = [*(f"{name} True" for name in first), "pretrain load"]
     assert (done.stdout.splitlines(), done.returncode) == (expected, 0), done.stderr

@@ -26,6 +26,12 @@ def on_terminal(**options: Any) -> tuple[Screen, io.StringIO]:
     ), stream
 
 
+def redraw(caption: str | None) -> None:
+    """Draw anew, as the thread does that watches for silence."""
+    assert progress._heartbeat.redraw is not None
+    progress._heartbeat.redraw(caption)
+
+
 def newest(stream: io.StringIO) -> str:
     """Return what was written since the last call, without styles."""
     text = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue())
@@ -54,8 +60,6 @@ def rows(text: str) -> list[str]:
 def test_what_is_done_stands_below_the_numbers_until_it_changes() -> None:
     screen, stream = on_terminal()
     screen.show(NUMBERS)
-    redraw = progress._heartbeat.redraw
-    assert redraw is not None
     redraw("S1: step 4 of 90, [the first]: began 0:00:06 ago")
     output = newest(stream)
     assert "S1: step 4 of 90, [the first]: began 0:00:06 ago" in output and "stage ETA 0:01:01" in output
@@ -121,8 +125,6 @@ def test_steps_are_counted_between_their_numbers_and_drawn_once() -> None:
     screen, stream = on_terminal()
     screen.reach(1)  # before any stage
     screen.show(NUMBERS)
-    redraw = progress._heartbeat.redraw
-    assert redraw is not None
     newest(stream)
     screen.reach(31)
     redraw(None)
@@ -222,8 +224,6 @@ def test_a_notebook_gets_html_that_is_replaced_in_place(monkeypatch: pytest.Monk
     screen = Screen(Console(file=io.StringIO(), force_jupyter=True, width=80))
     screen.begin(replace(NUMBERS, step=0))
     screen.show(NUMBERS)
-    redraw = progress._heartbeat.redraw
-    assert redraw is not None
     redraw("S1: validation pass <here>")
     screen.end_stage()
     screen.begin(replace(NUMBERS, stage="S2"))
@@ -368,8 +368,7 @@ def test_a_bar_fits_and_cuts_nothing(monkeypatch: pytest.MonkeyPatch, width: int
     with Progress("training on features", "images", 1_281_167) as shown_bar:
         now[0] += 10
         shown_bar.update(640_000)
-        assert progress._heartbeat.redraw is not None
-        progress._heartbeat.redraw("reading headers: began 0:00:06 ago")
+        redraw("reading headers: began 0:00:06 ago")
     assert progress._heartbeat.redraw is None
     text = without_styles(stream)
     assert "…" not in text and "reading headers: began 0:00:06 ago" in text

@@ -11,13 +11,12 @@ from fastpsl.console.words import at_home, metric_words, nearest, pasted, val_wo
 SHARES = ("accuracy", "accuracy_labels", "agreement", "top1", "top5_B4")
 
 
-def test_a_path_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    assert at_home("~/a b") == f"{tmp_path}/a b" and at_home(Path("~/a")) == tmp_path / "a"
+def test_a_path_with_a_tilde(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(cwd))
+    assert at_home("~/a b") == f"{cwd}/a b" and at_home(Path("~/a")) == cwd / "a"
     for other in ("a/~", "", 3, None, "no~", "~nobody-of-this-name/a"):
         assert at_home(other) == other
-    (tmp_path / "~").mkdir()
+    (cwd / "~").mkdir()
     assert at_home("~/a") == "~/a"  # what a folder is called precedes what a shell would read
 
 

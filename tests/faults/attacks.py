@@ -22,16 +22,15 @@ from tests.faults.gates import (
     IMAGE_BYTES,
     RECORDS,
     RUN,
-    add,
     cell,
     command,
     root_of,
-    sealed_png,
     small_jpeg,
     write_parquet,
     write_photos,
     write_tar,
 )
+from tests.pipelines.photos import png_of
 
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\r"
 MARKUP = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -128,11 +127,8 @@ def runs_code(path: Path) -> None:
     objects = np.array([_Runs(path)], dtype=object)
     match path.suffix:
         case ".pth" | ".pt":
-            torch.save(
-                {"backbone": {}, "science": _Runs(path)},
-                path,
-                _use_new_zipfile_serialization="older" not in path.name,
-            )
+            state, is_zip = {"backbone": {}, "science": _Runs(path)}, "older" not in path.name
+            torch.save(state, path, _use_new_zipfile_serialization=is_zip)
         case ".npy":
             np.save(path, objects)
         case ".npz":
@@ -213,22 +209,31 @@ _ON_ARRAYS = [
 # Sources that lead out of their folder, name foreign files, or hold more than they seem to.
 
 
+def _add(tar: tarfile.TarFile, name: str, data: Any, size: int | None = None, **values: Any) -> None:
+    """Add a member of these bytes, or of `size` bytes of a file, with other values in its header."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data) if size is None else size
+    for key, value in values.items():
+        setattr(info, key, value)
+    tar.addfile(info, io.BytesIO(data) if isinstance(data, bytes) else data)
+
+
 def _tar_traversal(path: Path) -> None:
     """Write names that lead out, links, devices, pipes and names with escapes, beside one sound image."""
     escapes = f"{ESCAPES}/{MARKUP.replace('/', '|')}.jpg"
     with tarfile.open(path, "w") as tar:
         for name in ("../../evil/x.jpg", "/evil.jpg", escapes, "good/z.jpg"):
-            add(tar, name, small_jpeg())
-        add(tar, "link/l.jpg", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
-        add(tar, "link/h.jpg", b"", type=tarfile.LNKTYPE, linkname="../../evil/x.jpg")
-        add(tar, "dev/n.jpg", b"", type=tarfile.CHRTYPE, devmajor=1, devminor=5)
-        add(tar, "dev/f.jpg", b"", type=tarfile.FIFOTYPE)
+            _add(tar, name, small_jpeg())
+        _add(tar, "link/l.jpg", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        _add(tar, "link/h.jpg", b"", type=tarfile.LNKTYPE, linkname="../../evil/x.jpg")
+        _add(tar, "dev/n.jpg", b"", type=tarfile.CHRTYPE, devmajor=1, devminor=5)
+        _add(tar, "dev/f.jpg", b"", type=tarfile.FIFOTYPE)
 
 
 def _tar_pax(path: Path) -> None:
     headers = {"path": "../" * 3000 + f"{ESCAPES}.jpg", "size": "99999999999999999999"}
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-        add(tar, "a/x.jpg", small_jpeg(), pax_headers=headers)
+        _add(tar, "a/x.jpg", small_jpeg(), pax_headers=headers)
 
 
 def _tar_nested(path: Path) -> None:
@@ -249,8 +254,8 @@ class _Zeros(io.RawIOBase):
 
 def _targz_bomb(path: Path) -> None:
     with tarfile.open(path, "w:gz", compresslevel=1) as tar:
-        add(tar, "a/bomb.jpg", _Zeros(), BOMB_BYTES)
-        add(tar, "a/good.jpg", small_jpeg())
+        _add(tar, "a/bomb.jpg", _Zeros(), BOMB_BYTES)
+        _add(tar, "a/good.jpg", small_jpeg())
 
 
 def _gz_bomb(path: Path) -> None:
@@ -304,18 +309,12 @@ _ON_SOURCES = [
 # Images that hold more than their size suggests, and odd entries and names of a folder.
 
 
-def png(side: int, extra: bytes = b"") -> bytes:
+def png(side: int, *extra: bytes) -> bytes:
     """Return a black PNG with one byte a pixel, and other chunks after its header."""
     compressor = zlib.compressobj(1)
     pixels = b"".join([*(compressor.compress(bytes(side + 1)) for _ in range(side)), compressor.flush()])
-    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return sealed_png(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + bytes(4)
+    head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return png_of(head, *extra, b"IDAT" + pixels, b"IEND")
 
 
 def _many_scans(path: Path) -> None:
@@ -347,7 +346,7 @@ _TEXT_BOMB = b"x\0\0" + zlib.compress(bytes(100 << 20), 1)
 _ON_IMAGES = [
     Attack("x.png", "400 million pixels", lambda path: path.write_bytes(png(20_000))),
     *(
-        Attack(gate, f"100 MB of {name.decode()}", text(png(8, chunk(name, _TEXT_BOMB))))
+        Attack(gate, f"100 MB of {name.decode()}", text(png(8, name + _TEXT_BOMB)))
         for gate in ("x.png", _FOLDER) for name in (b"zTXt", b"iCCP")
     ),
     *(Attack(gate, "400 scans", _many_scans) for gate in ("progressive.jpg", _FOLDER)),
@@ -372,12 +371,9 @@ def _everywhere(text: str) -> Make:
         if isinstance(value, list):
             return [appended(part) for part in value]
         kept = ("format", "protocol", "state", "recipe", "precision")
-        is_dict = isinstance(value, dict)
-        return (
-            {key: part if key in kept else appended(part) for key, part in value.items()}
-            if is_dict
-            else value
-        )
+        if isinstance(value, dict):
+            return {key: part if key in kept else appended(part) for key, part in value.items()}
+        return value
 
     return lambda path: recorded.write(path, appended(recorded.read(path)))
 

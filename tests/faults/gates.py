@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import struct
-import tarfile
 import warnings
 import zlib
 from collections.abc import Callable
@@ -64,9 +63,10 @@ from fastpsl.tasks.jigsaw import read_permutations
 from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
 from fastpsl.transfer.detection.proposals import Proposals
 from tests.engine.tiny import one_process
-from tests.pipelines.photos import DECODERS, exif, jpeg, photo
+from tests.pipelines.photos import DECODERS, exif, file_of, jpeg, photo
 from tests.pipelines.published_files import old_pickle
 from tests.pipelines.voc_folders import mask_of, save_mask, voc_2007, write_sbd_mask
+from tests.pipelines.written import tar_bytes
 
 
 class Gate(NamedTuple):
@@ -176,26 +176,15 @@ def _save_list(path: Path) -> None:
 def _save_features(path: Path) -> None:
     np.save(path.with_suffix(".npy"), np.ones((4, 8), np.float32))
     np.save(path.with_name(f"{path.stem}-labels.npy"), np.arange(4, dtype=np.int32))
-    record = {
-        "format": 1,
-        "digest": "a",
-        "shape": [4, 8],
-        "dtype": "float32",
-        "block": "conv5",
-        "size_px": 32,
-    }
-    more = {"backbone": "resnet18", "labels": f"{path.stem}-labels.npy", "bad": [1]}
+    record = {"format": 1, "digest": "a", "shape": [4, 8], "dtype": "float32", "block": "conv5"}
+    more = {"size_px": 32, "backbone": "resnet18", "labels": f"{path.stem}-labels.npy", "bad": [1]}
     path.with_suffix(".json").write_text(json.dumps(record | more))
 
 
 def _open_features(path: Path) -> object:
-    features = read_features(path.with_suffix(".npy"))
-    return features and (
-        str(features),
-        features.good(),
-        features.of_length_1(features.good()),
-        features.labels(),
-    )
+    if (features := read_features(path.with_suffix(".npy"))) is None:
+        return None
+    return str(features), features.good(), features.of_length_1(features.good()), features.labels()
 
 
 ARRAYS = {
@@ -307,21 +296,10 @@ def small_jpeg(seed: int = 0) -> bytes:
     return jpeg(photo(seed, 32, 40))
 
 
-def add(tar: tarfile.TarFile, name: str, data: Any, size: int | None = None, **values: Any) -> None:
-    """Add a member of these bytes, or of `size` bytes of a file, with other values in its header."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data) if size is None else size
-    for key, value in values.items():
-        setattr(info, key, value)
-    tar.addfile(info, io.BytesIO(data) if isinstance(data, bytes) else data)
-
-
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            add(tar, name, data)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    """Write a tar, whose bytes do not depend on the time if it is compressed."""
+    data = tar_bytes(members)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def sealed_tar(data: bytes) -> bytes:
@@ -385,13 +363,10 @@ SOURCES = {
 
 
 def image_bytes(format: str, mode: str = "RGB", size: tuple[int, int] = (40, 48), **options: Any) -> bytes:
-    file = io.BytesIO()
-    image = Image.fromarray(photo(7, *size))
-    image = (
-        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257) if mode == "I;16" else image
-    )
-    (image if mode == "I;16" else image.convert(mode)).save(file, format, **options)
-    return file.getvalue()
+    image = Image.fromarray(photo(7, *size)).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    return file_of(image, format, **options)
 
 
 IMAGE_BYTES: dict[str, bytes] = {
@@ -557,18 +532,8 @@ def _save_run(path: Path) -> None:
     (run / "train.beton").touch()
     options = recipe.with_paper(data=str(run / "train.beton"), out=run)
     science = options.science() | {"recipe": recipe.name, "data_digest": "a" * 32, "precision": "fp32"}
-    lines = [
-        {
-            "run_step": i,
-            "stage": "end to end",
-            "level": 1,
-            "step": i,
-            "lr": 0.1,
-            "loss": 2.0 / i,
-            "knn_accuracy": 9.0,
-        }
-        for i in range(1, 5)
-    ]
+    line = {"stage": "end to end", "level": 1, "lr": 0.1, "knn_accuracy": 9.0}
+    lines = [line | {"run_step": i, "step": i, "loss": 2.0 / i} for i in range(1, 5)]
     weights = {"path": str(run / "checkpoints" / "step-00000004.pt"), "sha256": "c" * 64, "kind": "fastpsl"}
     records: dict[str, Any] = {
         "config": {"options": options.as_dict(), "science": science, "images": {"train": 480}, "steps": 4},

@@ -191,13 +191,12 @@ def _write_a_page(path: Path) -> object:
     ],
 )
 def test_harm_is_seen(
-    open: Callable[[Path], object], outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open: Callable[[Path], object], outcome: str, cwd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", "")  # it is changed below
     opens = iter([lambda path: "read" if outcome == "as before" else path.stat().st_size])  # the sound file
     gate = Gate(lambda path: path.write_bytes(bytes(99)), lambda path: next(opens, open)(path), exact=True)
     monkeypatch.setitem(GATES, "p.pkl", gate)
-    judge, case = Damage(tmp_path), Case(1, "p.pkl")
+    judge, case = Damage(cwd), Case(1, "p.pkl")
     judge.prepare(case)
     assert judge.judge(case)[0] == outcome

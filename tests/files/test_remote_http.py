@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import os
 import re
 import threading
@@ -28,7 +27,7 @@ from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.readers.parquet import parquet_files
 from fastpsl.pipelines.readers.tar import tar_source
 from tests.pipelines.photos import jpeg, photo
-from tests.pipelines.written import tar_bytes
+from tests.pipelines.written import parquet_bytes, tar_bytes
 from tests.warm import CONTEXT
 
 pytest.importorskip("aiohttp")
@@ -161,13 +160,6 @@ def test_a_stream_is_of_one_version_of_the_file(version: tuple[str, str] | None)
             stream.read()
 
 
-def parquet_bytes(images: list[bytes]) -> bytes:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    out = io.BytesIO()
-    parquet.write_table(pyarrow.table({"image": images}), out)
-    return out.getvalue()
-
-
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_tars_and_parquet_files_are_of_one_version(kind: str) -> None:
     """It is replaced after its samples were counted, or while they are yielded."""
@@ -175,7 +167,7 @@ def test_tars_and_parquet_files_are_of_one_version(kind: str) -> None:
     data = (
         tar_bytes({f"{i}.jpg": image for i, image in enumerate(images)})
         if kind == "tar"
-        else parquet_bytes(images)
+        else parquet_bytes({"image": images})
     )
     with serving({f"x.{kind}": (data, len(data))}) as server:
         found = remote_objects(f"{server.address}/x.{kind}")

@@ -67,7 +67,7 @@ from fastpsl.tasks.jigsaw import read_permutations
 from fastpsl.tasks.pseudo_labels.file import _read
 from fastpsl.transfer.detection import proposals
 from tests.pipelines.photos import jpeg, photo
-from tests.pipelines.written import make_tar, tree, write_folder
+from tests.pipelines.written import make_tar, parquet_bytes, tree, write_folder
 
 FALSE = re.compile(r"damaged|remove|again|\bis no\b|no sound|extract|download", re.IGNORECASE)
 
@@ -183,10 +183,7 @@ def test_readers_tell_the_systems_error(
 
 
 def test_too_many_open_files(here: Path) -> None:
-    import pyarrow
-    from pyarrow.parquet import write_table
-
-    write_table(pyarrow.table({"image": [jpeg(photo(0, 9, 9))]}), here / "x.parquet")
+    (here / "x.parquet").write_bytes(parquet_bytes({"image": [jpeg(photo(0, 9, 9))]}))
     parquet_files("x", [here / "x.parquet"])  # imports what it needs
     readers = [
         lambda: parquet_files("x", [here / "x.parquet"]),

@@ -2,8 +2,11 @@
 
 import functools
 import io
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,10 +75,20 @@ def exif(orientation: int) -> Image.Exif:
     return data
 
 
-def jpeg(image: np.ndarray, **options: object) -> bytes:
+def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", **{"quality": 90, **options})
+    image.save(file, kind, **options)
     return file.getvalue()
+
+
+def jpeg(image: np.ndarray, **options: Any) -> bytes:
+    return file_of(Image.fromarray(image), "JPEG", **{"quality": 90, **options})
+
+
+def png_of(*chunks: bytes) -> bytes:
+    """Return a PNG of chunks, of which each is its kind and its body."""
+    sealed = [struct.pack(f">I{len(chunk)}sI", len(chunk) - 4, chunk, zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(sealed)
 
 
 def pil_decode(data: bytes) -> np.ndarray:
@@ -91,7 +104,7 @@ def ffcv_decode(data: bytes, height: int, width: int) -> np.ndarray:
     return out
 
 
-def area_mean(image: np.ndarray, box: Sequence[float], size: int) -> np.ndarray:
+def area_mean(image: np.ndarray, box: Sequence[float], size: int | tuple[int, int]) -> np.ndarray:
     """Compute the exact mean of the source area under each output pixel, as a product with two matrices.
 
     The area is at least one source pixel wide and high, and cut off at the box.
@@ -99,13 +112,13 @@ def area_mean(image: np.ndarray, box: Sequence[float], size: int) -> np.ndarray:
     Args:
         image: uint8 [H, W, 3].
         box: (top, left, height, width, ...), in pixels.
-        size: The side of the output.
+        size: The side of the output, or its height and width.
 
     Returns:
-        float64 [size, size, 3].
+        float64 [height, width, 3].
     """
 
-    def shares(start: float, length: float, num: int) -> np.ndarray:
+    def shares(start: float, length: float, num: int, size: int) -> np.ndarray:
         """Return the share of source pixel i in output pixel r, [size, num]."""
         step = length / size
         centres, half = start + (np.arange(size) + 0.5) * step, max(step, 1) / 2
@@ -115,8 +128,9 @@ def area_mean(image: np.ndarray, box: Sequence[float], size: int) -> np.ndarray:
         return covered.clip(0) / (high - low)[:, None]
 
     top, left, height, width = (float(value) for value in box[:4])
-    rows = np.tensordot(shares(top, height, image.shape[0]), image.astype(np.float64), 1)
-    return np.einsum("cw,rwk->rck", shares(left, width, image.shape[1]), rows, optimize=True)
+    high, wide = (size, size) if isinstance(size, int) else size
+    rows = np.tensordot(shares(top, height, image.shape[0], high), image.astype(np.float64), 1)
+    return np.einsum("cw,rwk->rck", shares(left, width, image.shape[1], wide), rows, optimize=True)
 
 
 def write(

@@ -13,6 +13,7 @@ from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader, read_image
 from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.pipelines.loader.order import epoch_order
+from tests.pipelines.photos import exif
 
 NUM = 23
 
@@ -153,19 +154,12 @@ def test_too_few_images_are_refused() -> None:
         assert loader.num_steps == 1
 
 
-def save(path: Path, image: np.ndarray, orientation: int = 1) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(image).save(path, exif=exif)
-
-
 def test_an_image_is_read_upright(tmp_path: Path) -> None:
     """Colour, grey and rotated images equal Pillow's, and an error names the image that cannot be decoded."""
     random = np.random.default_rng(0)
     colour, grey = random.integers(0, 256, (20, 31, 3), np.uint8), random.integers(0, 256, (9, 7), np.uint8)
-    save(tmp_path / "a.png", colour)
-    save(tmp_path / "b.png", grey)
-    save(tmp_path / "c.png", colour, orientation=6)  # to be rotated by 90 degrees clockwise
+    for name, pixels, orientation in (("a", colour, 1), ("b", grey, 1), ("c", colour, 6)):  # 6: by 90 degrees
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png", exif=exif(orientation))
     (tmp_path / "d.jpg").write_bytes(b"\xff\xd8 this is no picture")
     with pytest.warns(UserWarning, match=r"d\.jpg"):
         data = Folder(tmp_path)

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +17,9 @@ from fastpsl.pipelines.image import bands
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, num_pixels, upright_size
 from fastpsl.pipelines.interface.dataset import BadImage
 from fastpsl.pipelines.interface.reading import PLAIN, Reading
-from tests.pipelines.photos import jpeg, photo
+from tests.faults.mutations import mutated
+from tests.pipelines.photos import file_of, jpeg, photo
 from tests.pipelines.readers import refused
-from tests.pipelines.test_image_files import file_of
 
 needs_tifffile = pytest.mark.skipif(bands.is_missing("tifffile"), reason="needs tifffile")
 _FORMATS = {"u": 1, "i": 2, "f": 3}
@@ -307,20 +308,12 @@ def test_packages_are_named_where_they_are_missing(monkeypatch: pytest.MonkeyPat
 @needs_tifffile
 def test_200_mutated_tiffs(capfd: pytest.CaptureFixture[str]) -> None:
     """Each is refused in a line, or read to the last pixel, and nothing is printed."""
-    random = np.random.default_rng(1)
-    kinds = [
-        tiff(DEEP),
-        tiff(DEEP, tile=(16, 16), compression=8, is_planar=True),
-        tiff(DEEP, order=">", is_big=True),
-    ]
-    num_refused = 0
+    kinds = [tiff(DEEP), tiff(DEEP, tile=(16, 16), compression=8, is_planar=True)]
+    kinds.append(tiff(DEEP, order=">", is_big=True))
+    random, num_refused = Random(1), 0
     for i in range(200):
-        data = bytearray(kinds[i % 3])
-        for _ in range(random.integers(1, 4)):
-            data[random.integers(4, 400)] = random.choice(np.array([0, 1, 2, 255, random.integers(256)]))
         try:
-            read = decode_any(bytes(data), Reading(None, (4, 2, 13)))
-            assert read.shape[2] == 3
+            assert decode_any(mutated(kinds[i % 3], random), Reading(None, (4, 2, 13))).shape[2] == 3
         except BadImage as error:
             num_refused += 1
             assert str(error) and "\n" not in str(error)

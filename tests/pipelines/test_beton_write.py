@@ -5,8 +5,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -42,12 +40,8 @@ from tests.pipelines.decoding import batches_of
 from tests.pipelines.interrupted import interrupt_at
 from tests.pipelines.memory import printed_by
 from tests.pipelines.photos import DECODERS, FAR_BYTES, jpeg, photo, photo_samples, write
-from tests.pipelines.written import make_tar, photo_tree, tree, write_folder
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return photo_tree(tmp_path / "photos")
+from tests.pipelines.written import make_tar, parquet_bytes, photo_tree, tree, write_folder
+from tests.programs import interpreted
 
 
 def test_a_tree_in_imagefolders_order(photos: Path, tmp_path: Path) -> None:
@@ -157,9 +151,7 @@ def test_writing_needs_no_torch() -> None:
         "import sys, fastpsl.cli, fastpsl.pipelines.beton.write, fastpsl.pipelines.readers;"
         "print([name for name in ('torch', 'kornia', 'datasets') if name in sys.modules])"
     )
-    command = [sys.executable, "-c", code]
-    process = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
-    assert process.stdout == "[]\n"
+    assert interpreted(code).stdout == "[]\n"
 
 
 @pytest.fixture
@@ -218,11 +210,10 @@ def test_shards_are_appended_to(options: list[object], tmp_path: Path, beton: Pa
     assert betons_to_verify([str(pattern)])[1] == []
 
 
+@pytest.mark.usefixtures("often")
 def test_an_interrupted_appending_goes_on(
     beton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Cli
 ) -> None:
-    monkeypatch.setattr("fastpsl.pipelines.beton.output.EVERY_BYTES", 0)
-    monkeypatch.setattr("fastpsl.pipelines.beton.output.EVERY_S", 0)
     out, pattern = tmp_path / "train.more-00001.beton", tmp_path / "train.*beton"
     data("append", tmp_path / "more", beton)
     whole = out.read_bytes(), Path(f"{out}.json").read_bytes()
@@ -352,14 +343,10 @@ def tars(root: Path) -> str:
 
 
 def parquet(root: Path) -> str:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet as files
-
-    data = jpeg(photo(1, 20, 20))
     for number in range(2):
         labels = list(range(100 * number, 100 * number + 100))
-        table = pyarrow.table({"image": [data] * 100, "label": labels})
-        files.write_table(table, root / f"{number}.parquet", row_group_size=20)
+        data = parquet_bytes({"image": [jpeg(photo(1, 20, 20))] * 100, "label": labels}, row_group_size=20)
+        (root / f"{number}.parquet").write_bytes(data)
     return str(root / "*.parquet")
 
 
@@ -394,6 +381,14 @@ def test_picks_are_images_of_the_source(make: Any, how: str, shard: tuple[int, i
     assert [sample.name for sample in again] == names
     if picks.is_random and len(every) > 30:
         assert {sample.name for sample in others} != set(names)
+
+
+@pytest.mark.parametrize("make", [folder, flat, image_list, tars, parquet, npz])
+def test_sources_skip_what_is_done(make: Any, tmp_path: Path) -> None:
+    source = open_source(make(tmp_path))
+    names = [sample.name for sample in source.samples()]
+    for skip in (0, 1, 5, len(names) - 1, len(names)):
+        assert [sample.name for sample in source.samples(skip)] == names[skip:]
 
 
 def test_rows_of_a_table_come_from_several_groups(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from fastpsl.cli import main
 from fastpsl.models.checkpoint import read_checkpoint
-from fastpsl.pipelines.beton import encode, output
+from fastpsl.pipelines.beton import encode
 from fastpsl.pipelines.beton.encode import Stored, Target, convert, store_array
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import COEFFICIENTS
@@ -28,12 +29,13 @@ from fastpsl.pipelines.image.jpeg import jpeg_header
 from fastpsl.pipelines.interface.dataset import BadImage
 from fastpsl.pipelines.readers import dataset_files
 from tests.cli import Cli
+from tests.faults.mutations import mutated
 from tests.pipelines import interrupted
 from tests.pipelines.decoding import Samples, decode, make, whole
 from tests.pipelines.jpeg_kinds import KINDS, Kind, coefficients
 from tests.pipelines.jpeg_kinds import whole as whole_jpeg
 from tests.pipelines.photos import JPG, exif, jpeg, photo, pil_decode, write
-from tests.pipelines.test_turbo import decode as decode_region
+from tests.pipelines.test_turbo import check_part
 
 pytestmark = pytest.mark.skipif(bool(libturbo.why_missing()), reason="the C library was not built")
 
@@ -59,6 +61,12 @@ def jpeg_of(sample: bytes) -> bytes:
     return to_jpeg(sample, height, width)
 
 
+def pack(data: bytes) -> bytes:
+    sample = Codec().pack(data)
+    assert sample
+    return sample
+
+
 def nibbles(values: list[int]) -> bytes:
     """Return two nibbles a byte, the first one lower."""
     values = values + [0] * (len(values) % 2)
@@ -70,14 +78,7 @@ def packed(segments: bytes, rows: list[list[tuple[int, np.ndarray | None]]]) -> 
 
     A row of MCUs has the component of each block and its coefficients in natural order, or None for a filler.
     """
-    heads, masks, values, extras, escapes, wides = (
-        [],
-        list[int](),
-        list[int](),
-        list[int](),
-        list[int](),
-        list[int](),
-    )
+    heads, masks, values, extras, escapes, wides = (list[int]() for _ in range(6))
     table = b""
     for row in rows:
         table += struct.pack("<5I", len(masks), len(values), len(extras), len(escapes), len(wides))
@@ -138,8 +139,7 @@ def random_rows(height: int, width: int, seed: int) -> list[list[tuple[int, np.n
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 50), (130, 33)])
 def test_packing_is_that_of_the_definition(size: tuple[int, int], processor: None) -> None:
-    segments_of = Codec().pack(jpeg(photo(0, *size), subsampling="4:2:0"))
-    assert segments_of
+    segments_of = pack(jpeg(photo(0, *size), subsampling="4:2:0"))
     segments = segments_of[: segments_of.index(b"\xff\xda") + 14]
     for seed in range(3):
         rows = random_rows(*size, seed)
@@ -149,9 +149,7 @@ def test_packing_is_that_of_the_definition(size: tuple[int, int], processor: Non
         _, found = coefficients(data, size[0] * size[1])
         expected = [block for c in range(3) for block in placed(rows, c, *size)]
         np.testing.assert_array_equal(found, expected)
-        status, part, _ = decode_region(sample, *size, (0, 0, *size), is_packed=True)
-        assert status == 0
-        np.testing.assert_array_equal(part, whole_jpeg(data, *size))
+        check_part(sample, size, 1, (0, 0, *size), whole_jpeg(data, *size), is_packed=True)
 
 
 def placed(
@@ -175,8 +173,7 @@ def test_each_kind_of_jpeg_is_packed_without_loss(kind: str, processor: None) ->
     image, random = photo(3, 120, 211), np.random.default_rng(0)
     for height, width in SIZES:
         data = KINDS[kind].encode(image[:height, :width])
-        sample = Codec().pack(data)
-        assert sample
+        sample = pack(data)
         again = jpeg_of(sample)
         for one, other in zip(
             coefficients(again, height * width), coefficients(data, height * width), strict=True
@@ -189,13 +186,7 @@ def test_each_kind_of_jpeg_is_packed_without_loss(kind: str, processor: None) ->
             top, left = int(random.integers(rows)), int(random.integers(columns))
             tall, wide = int(random.integers(1, rows - top + 1)), int(random.integers(1, columns - left + 1))
             for region in ((0, 0, rows, columns), (top, left, tall, wide)):
-                status, part, at = decode_region(sample, height, width, region, denominator, is_packed=True)
-                y, x = region[0] - at[0], region[1] - at[1]
-                assert status == 0
-                np.testing.assert_array_equal(
-                    part[y : y + region[2], x : x + region[3]],
-                    expected[region[0] : region[0] + region[2], region[1] : region[1] + region[3]],
-                )
+                check_part(sample, (height, width), denominator, region, expected, is_packed=True)
 
 
 def test_what_is_kept_and_what_is_encoded() -> None:
@@ -219,13 +210,12 @@ def test_what_is_kept_and_what_is_encoded() -> None:
             pil_decode(jpeg_of(stored.data)), pil_decode(as_jpeg.data) if expected is None else expected
         )
     stored = store_array(image, PACK)
-    assert (stored.mode, jpeg_of(stored.data)) == (COEFFICIENTS, jpeg_of(Codec().pack(plain) or b""))
+    assert (stored.mode, jpeg_of(stored.data)) == (COEFFICIENTS, jpeg_of(pack(plain)))
 
 
 def test_what_does_not_fit_stays_a_jpeg() -> None:
     """Coefficients that no usual JPEG has, and progressive JPEGs that lack scans."""
-    sample = Codec().pack(jpeg(photo(0, 16, 16), subsampling="4:2:0"))
-    assert sample
+    sample = pack(jpeg(photo(0, 16, 16), subsampling="4:2:0"))
     segments, ((_, *others),) = sample[: sample.index(b"\xff\xda") + 14], random_rows(16, 16, 0)
     for dc in (1024, -1025):
         block = np.array([dc, *[0] * 63])
@@ -273,15 +263,8 @@ def test_crops_are_those_of_the_jpeg(name: str, tmp_path: Path) -> None:
 def test_damaged_coefficients_are_told(name: str, tmp_path: Path, processor: None) -> None:
     """Each cut, and flips by seed, give the image or a code; a good sample beside it stays good."""
     image = photo(0, 40, 56)
-    good = Codec().pack(jpeg(image))
-    assert good
-    random = np.random.default_rng(0)
-    bad = [good[:stop] for stop in range(0, len(good), 37)]
-    for _ in range(300):
-        changed = bytearray(good)
-        for at in random.integers(0, len(good) if random.random() < 0.5 else 320, random.integers(1, 4)):
-            changed[at] = random.choice([0, 0xFF, changed[at] ^ 1 << int(random.integers(8))])
-        bad.append(bytes(changed))
+    good, random = pack(jpeg(image)), Random(0)
+    bad = [good[:stop] for stop in range(0, len(good), 37)] + [mutated(good, random) for _ in range(300)]
     table = [(data, 40, 56, COEFFICIENTS) for item in bad for data in (item, good)]
     rows = Samples(tmp_path / "samples", table).rows
     status, (out,) = decode(make(name), rows, [whole(rows)], [40])
@@ -291,12 +274,10 @@ def test_damaged_coefficients_are_told(name: str, tmp_path: Path, processor: Non
     assert all(reason_of(int(status[i]), rows, i) for i in np.flatnonzero(status).tolist())
 
 
-def test_a_damaged_sample_is_named(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    good = Codec().pack(jpeg(photo(0, 40, 56)))
-    assert good
+def test_a_damaged_sample_is_named(cwd: Path, cli: Cli) -> None:
+    good = pack(jpeg(photo(0, 40, 56)))
     samples = [(good, 40, 56), (good[:-9], 40, 56), (good, 41, 56), (good, 40, 56)]
-    path = write(tmp_path / "a.beton", [(*sample, COEFFICIENTS) for sample in samples])
+    path = write(cwd / "a.beton", [(*sample, COEFFICIENTS) for sample in samples])
     code, out, _ = cli("data", "verify", path)
     assert code == 2 and "sample 1: packed coefficients that are damaged" in out
     assert "sample 2: a JPEG of 56 x 40 px, 56 x 41 by the table" in out and "sample 3" not in out
@@ -306,15 +287,14 @@ def test_a_damaged_sample_is_named(tmp_path: Path, cli: Cli, monkeypatch: pytest
                 data.read(index)
     code, _, err = cli("data", "write", path, "b.beton", "--max-bad", 2)
     assert code == 0, err
-    assert (tmp_path / "b.beton.bad.csv").read_text().count("packed coefficients that are damaged") == 2
-    with Beton(tmp_path / "b.beton") as data:
+    assert (cwd / "b.beton.bad.csv").read_text().count("packed coefficients that are damaged") == 2
+    with Beton(cwd / "b.beton") as data:
         assert (data.num_samples, data.is_packed) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["turbo", "pillow"])
 def test_a_row_ends_where_the_table_says(name: str, tmp_path: Path, processor: None) -> None:
-    sample = Codec().pack(jpeg(photo(0, 32, 16), subsampling="4:2:0"))
-    assert sample
+    sample = pack(jpeg(photo(0, 32, 16), subsampling="4:2:0"))
     table = -(-(sample.index(b"\xff\xda") + 14) // 16) * 16 + 16
     for stream, change in itertools.product(range(5), (-1, 1)):
         changed = bytearray(sample)
@@ -327,8 +307,7 @@ def test_a_row_ends_where_the_table_says(name: str, tmp_path: Path, processor: N
 
 
 def test_another_version_is_refused_by_name(tmp_path: Path, cli: Cli) -> None:
-    sample = Codec().pack(jpeg(photo(0, 40, 56)))
-    assert sample
+    sample = pack(jpeg(photo(0, 40, 56)))
     at = -(-(sample.index(b"\xff\xda") + 14) // 16) * 16
     assert sample[at : at + 4] == bytes([1, 0, 0, 0])
     other = sample[:at] + bytes([7]) + sample[at + 1 :]
@@ -365,10 +344,9 @@ def images_of(path: Path) -> list[np.ndarray]:
 
 
 def test_dataset_files_go_both_ways(
-    betons: tuple[Path, Path, Path], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    betons: tuple[Path, Path, Path], cwd: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos, jpg, coefficients = betons
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dataset_files, "_CHUNK", 7)  # the tables are read in several parts
     code, out, _ = cli("data", "info", coefficients)
     assert code == 0 and "0 JPEG, 0 raw, 24 packed coefficients, which ffcv cannot read" in out
@@ -401,11 +379,10 @@ def test_dataset_files_go_both_ways(
     assert code == 2 and "--mode coefficients: no compiler" in err and "or give --mode jpg" in err
 
 
+@pytest.mark.usefixtures("often")
 def test_an_interrupted_packing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole_file, out = tmp_path / "whole" / "a.beton", tmp_path / "out" / "a.beton"
     target = Target(mode="coefficients", min_px=20)
-    monkeypatch.setattr(output, "EVERY_BYTES", 1)  # note each image
-    monkeypatch.setattr(output, "EVERY_S", 0.0)
     for path in (whole_file, out):
         path.parent.mkdir()
     report = interrupted.write(whole_file, target=target)
@@ -419,11 +396,8 @@ def test_an_interrupted_packing_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert interrupted.files(out.parent) == interrupted.files(whole_file.parent)
 
 
-def test_all_commands_see_the_same_pixels(
-    betons: tuple[Path, Path, Path], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_commands_see_the_same_pixels(betons: tuple[Path, Path, Path], cwd: Path, cli: Cli) -> None:
     """What reads DATA does so with coefficients as with the JPEGs that are made of them."""
-    monkeypatch.chdir(tmp_path)
     assert cli("data", "write", betons[2], "jpg.beton", "--mode", "jpg").code == 0
     cpu = ("--device", "cpu", "--workers", 1)
     found = []

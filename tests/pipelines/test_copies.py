@@ -6,8 +6,6 @@ import gc
 import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.context import BaseContext
@@ -42,6 +40,7 @@ from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import loader_of
 from tests.pipelines.photos import jpeg, photo, photo_samples, write
 from tests.pipelines.threads import in_a_forked_process
+from tests.programs import interpreted
 from tests.slow import slow
 from tests.warm import CONTEXT
 
@@ -230,9 +229,8 @@ def folder(tmp_path: Path) -> Dataset:
 
 @pytest.mark.parametrize("opened", [beton, folder])
 def test_data_left_open_is_released_with_a_warning_and_data_that_is_closed_without(
-    opened: Callable[[Path], Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Callable[[Path], Dataset], tmp_path: Path, cache: Path
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     held = [opened(tmp_path)]
     assert open_below(tmp_path)
     with pytest.warns(ResourceWarning, match=f"unclosed .* {tmp_path}"):
@@ -250,13 +248,11 @@ def test_data_left_open_is_released_with_a_warning_and_data_that_is_closed_witho
 @pytest.mark.slow
 def test_a_loader_left_open_to_the_end_of_the_process_says_nothing() -> None:
     """It is released when the names of its module are gone already."""
-    command = [sys.executable, "-c", "import fastpsl; loader = fastpsl.loader(batch_size=8, device='cpu')"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = interpreted("import fastpsl; loader = fastpsl.loader(batch_size=8, device='cpu')")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_what_is_refused_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_what_is_refused_leaves_nothing_open(tmp_path: Path, cache: Path) -> None:
     write(tmp_path / "0.beton", photo_samples(3))
     (tmp_path / "1.beton").write_bytes(b"none")
     (tmp_path / "images").mkdir()

@@ -1,6 +1,5 @@
 """The loader on a GPU: its batches are those of the CPU."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from fastpsl.pipelines.loader.batch import ALIGNMENT
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import batches_of, loader_of
-from tests.pipelines.photos import DECODERS, JPG, RAW, jpeg, photo, photo_samples, write
+from tests.pipelines.photos import DECODERS, JPG, RAW, exif, file_of, jpeg, photo, photo_samples, write
 from tests.pipelines.written import tree
 
 pytestmark = pytest.mark.gpu
@@ -122,10 +121,9 @@ def test_ten_batches_make_no_step_wait(tmp_path: Path) -> None:
         assert float(total) > 0
 
 
-def test_mixed_batches_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_batches_are_those_of_the_cpu(tmp_path: Path, cache: Path) -> None:
     """Grey, progressive, CMYK and rotated JPEGs, a PNG and odd markers go to the GPU or fall back."""
     needs_dali_here()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     files = kinds_of_files()
     root = tree(tmp_path / "folder", {f"class/{i:02}.{name}": data for i, (name, data) in enumerate(files)})
     results, size = {}, len(files)
@@ -147,17 +145,14 @@ def test_mixed_batches_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.
 
 def kinds_of_files() -> list[tuple[str, bytes]]:
     images = [photo(seed, 90, 120) for seed in range(9)]
-    turned, png, cmyk = Image.Exif(), io.BytesIO(), io.BytesIO()
-    turned[0x0112] = 6
-    Image.fromarray(images[4]).convert("CMYK").save(cmyk, "JPEG", quality=90)
-    Image.fromarray(images[5]).save(png, "PNG")
+    cmyk = file_of(Image.fromarray(images[4]).convert("CMYK"), "JPEG", quality=90)
     odd = jpeg(images[6])
     at = odd.index(b"\xff\xda")
     small = np.asarray(Image.fromarray(images[7]).resize((18, 14)))
     jpegs = [jpeg(images[0]), jpeg(images[1][..., 0]), jpeg(images[2], progressive=True)]
-    jpegs += [jpeg(images[3], exif=turned.tobytes()), cmyk.getvalue(), odd[:at] + b"\x12\x34" + odd[at:]]
+    jpegs += [jpeg(images[3], exif=exif(6)), cmyk, odd[:at] + b"\x12\x34" + odd[at:]]
     jpegs += [jpeg(small, quality=95), jpeg(images[8])]
-    return [*(("jpg", data) for data in jpegs), ("png", png.getvalue())]
+    return [*(("jpg", data) for data in jpegs), ("png", file_of(Image.fromarray(images[5]), "PNG"))]
 
 
 @pytest.mark.parametrize("decoder", ["dali", "turbo"])

@@ -9,6 +9,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -35,6 +36,7 @@ from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.area import area_resize
 from fastpsl.pipelines.interface.dataset import MODE_FILE, MODE_JPEG, SampleTable
 from fastpsl.pipelines.views import ViewSpec
+from tests.faults.mutations import mutated
 from tests.pipelines.decoding import (  # noqa: F401
     Samples,
     decode,
@@ -49,6 +51,7 @@ from tests.pipelines.photos import (
     JPG,
     RAW,
     area_mean,
+    exif,
     jpeg,
     needs_ffcv,
     photo,
@@ -168,9 +171,7 @@ def test_raw_pixels_grey_and_progressive_are_read(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_betons_jpegs_are_not_turned(name: str, orientation: int, tmp_path: Path) -> None:
-    exif = Image.Exif()  # writing a beton applies it, but other writers leave it in
-    exif[0x112] = orientation
-    data = jpeg(photo(3, 51, 67), exif=exif.tobytes())
+    data = jpeg(photo(3, 51, 67), exif=exif(orientation))  # which other writers leave in
     samples = Samples(tmp_path / "data", [(data, 51, 67, JPG)])
     status, (out,) = decode(make(name), samples.rows, [whole(samples.rows)], [25])
     assert not status.any() and np.abs(out[0] - area_mean(pil_decode(data), (0, 0, 51, 67), 25)).mean() < 1.5
@@ -183,12 +184,8 @@ def test_isotropic_crops_are_the_kernels_of_the_whole_image(name: str, tmp_path:
     samples = [(item, *size, JPG) for item, size in zip(data, sizes, strict=True)]
     samples[2] = (photo(2, *sizes[2]).tobytes(), *sizes[2], RAW)
     rows = Samples(tmp_path / "data", samples).rows
-    windows = [
-        [40, 45, 50, 50],
-        [71, 31, 61, 61],
-        [34, 39, 62, 62],
-        [10, 45, 50, 50],
-    ]  # the last is too large
+    # The last is too large.
+    windows = [[40, 45, 50, 50], [71, 31, 61, 61], [34, 39, 62, 62], [10, 45, 50, 50]]
     boxes = np.column_stack([np.array(windows), [ISOTROPIC, DIAGONAL, DIAGONAL, ISOTROPIC]])
     decoder = make(name)
     status, (plain, turned) = decode(decoder, rows, [whole(rows), boxes], [90, 33])
@@ -288,10 +285,8 @@ def test_what_is_wrong_is_said_and_spares_the_rest(name: str, tmp_path: Path) ->
         ((good[:-2] + bytes(100), 60, 80, JPG), codes.CORRUPT),
         ((good, 60, 80, JPG), codes.SHORT_READ),
     ]
-    samples, expected = (
-        Samples(tmp_path / "data", [sample for sample, _ in cases]),
-        [code for _, code in cases],
-    )
+    samples = Samples(tmp_path / "data", [sample for sample, _ in cases])
+    expected = [code for _, code in cases]
     samples.rows.num_bytes[-1] += 1  # beyond the end of the file
     boxes = np.array([[0, 0, 60, 60]] * 11)
     boxes[8] = (1, 0, 60, 60)
@@ -322,31 +317,10 @@ def test_what_the_system_cannot_read_is_not_truncated(name: str, tmp_path: Path)
         os.close(fd)
 
 
-def mutated(data: bytes, random: np.random.Generator) -> bytes:
-    """Change, remove or insert bytes, or cut off the end; half of the time in the headers."""
-    out = bytearray(data)
-    limit = len(out) if random.random() < 0.5 else 700
-    for _ in range(int(random.integers(1, 6))):
-        at, kind = int(random.integers(2, min(limit, len(out)))), int(random.integers(4))
-        if kind == 0:
-            out[at] = int(random.integers(256))
-        elif kind == 1:
-            del out[at : at + int(random.integers(1, 20))]
-        elif kind == 2:
-            out[at:at] = random.bytes(int(random.integers(1, 20)))
-        elif len(out) > 200 and random.random() < 0.3:
-            del out[int(random.integers(100, len(out))) :]
-    return bytes(out)
-
-
 @pytest.mark.parametrize("name", DECODERS)
 def test_300_mutated_jpegs_do_no_harm(name: str, tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    base = [
-        jpeg(photo(0, 75, 101)),
-        jpeg(photo(1, 75, 101), progressive=True, subsampling=0),
-        jpeg(photo(2, 75, 101)[..., 0], optimize=True),
-    ]
+    random, base = Random(0), [jpeg(photo(0, 75, 101)), jpeg(photo(2, 75, 101)[..., 0], optimize=True)]
+    base.append(jpeg(photo(1, 75, 101), progressive=True, subsampling=0))
     good = (base[0], 75, 101, JPG)
     bad = [(mutated(base[i % 3], random), 75, 101, JPG) for i in range(300)]
     samples = Samples(tmp_path / "data", [sample for item in bad for sample in (item, good)])

@@ -14,27 +14,18 @@ from PIL import Image
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, decode_deep
 from fastpsl.pipelines.interface.dataset import BadImage
 from fastpsl.pipelines.interface.reading import PLAIN, Reading
+from tests.pipelines.photos import file_of, png_of
 
 GREY = np.linspace(0, 4095, 33 * 47).reshape(33, 47).astype(np.uint16)
 WIDE, PLANES = GREY.astype(np.int32) * 5000 - 9**7, {"photometric": "rgb", "planarconfig": "separate"}
 RGB = np.stack([GREY, GREY[::-1], np.roll(GREY, 300)], 2)
 
 
-def png(pixels: np.ndarray, kind: int) -> bytes:
-    """Return 16-bit pixels, uint16 [h, w, c], as a PNG of a kind of colours."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    height, width = pixels.shape[:2]
+def png(pixels: np.ndarray, kind: int, *others: bytes) -> bytes:
+    """Return 16-bit pixels, uint16 [h, w, c], as a PNG of a kind of colours, with more chunks."""
     lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(lines))
-        + chunk(b"IEND", b"")
-    )
+    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, kind, 0, 0, 0)
+    return png_of(b"IHDR" + head, *others, b"IDAT" + zlib.compress(lines), b"IEND")
 
 
 def tiff(pixels: np.ndarray, byteorder: Any = "<", **options: Any) -> bytes:
@@ -52,9 +43,7 @@ def pnm(kind: str, most: int, pixels: np.ndarray) -> bytes:
 
 
 def saved(pixels: np.ndarray, kind: str) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
+    return file_of(Image.fromarray(pixels), kind)
 
 
 def by_hand(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -128,13 +117,10 @@ def test_alpha_and_transparent_values_stay_over_white() -> None:
     expected = by_hand(GREY, 0, 4095)
     expected[:, :20] = 255
     np.testing.assert_array_equal(decode_any(png(np.dstack([GREY, alpha]), 4), reading), expected)
-    data = png(RGB, 2)
-    clear = b"".join(int(value).to_bytes(2, "big") for value in RGB[5, 6])
-    chunk = struct.pack(">I", 6) + b"tRNS" + clear + struct.pack(">I", zlib.crc32(b"tRNS" + clear))
-    at = data.index(b"IDAT") - 4
+    data = png(RGB, 2, b"tRNS" + RGB[5, 6].astype(">u2").tobytes())
     expected = by_hand(RGB, 0, 4095)
     expected[(RGB == RGB[5, 6]).all(2)] = 255
-    np.testing.assert_array_equal(decode_any(data[:at] + chunk + data[at:], reading), expected)
+    np.testing.assert_array_equal(decode_any(data, reading), expected)
 
 
 def test_white_may_be_zero() -> None:

@@ -3,7 +3,6 @@
 Without a GPU the interpreter runs the kernels, and tensors stay on the CPU.
 """
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.fake_cuda import fake_cuda
 from tests.pipelines.decoding import Samples, make, samples_are_closed, whole, with_resampling  # noqa: F401
-from tests.pipelines.photos import JPG, RAW, jpeg, photo, pil_decode, write
+from tests.pipelines.photos import JPG, RAW, exif, file_of, jpeg, photo, pil_decode, write
 from tests.pipelines.written import tree
 
 pytestmark = [pytest.mark.skipif(bool(libturbo.why_missing()), reason="the C library was not built")]
@@ -166,10 +165,8 @@ def test_batches_are_those_of_the_cpu(name: str, tmp_path: Path, on_device: None
 
 def test_files_of_a_folder_are_too(tmp_path: Path, on_device: None) -> None:
     """They are one that Pillow decodes, and one that is stored turned."""
-    file, turned = io.BytesIO(), Image.Exif()
-    turned[0x112] = 8
-    Image.fromarray(photo(0, *SIZES[0])).save(file, "PNG")
-    files = {"a/0.png": file.getvalue(), "a/1.jpg": jpeg(photo(1, *SIZES[1]), exif=turned.tobytes())}
+    png = file_of(Image.fromarray(photo(0, *SIZES[0])), "PNG")
+    files = {"a/0.png": png, "a/1.jpg": jpeg(photo(1, *SIZES[1]), exif=exif(8))}
     with Folder(tree(tmp_path / "folder", files)) as data:
         views = VIEWS["mixed"]
         assert_same(batches(data, views, DEVICE)[0], expected_of(data, views), views)

@@ -3,6 +3,8 @@
 There need not be a GPU. Its copies are made on the host, by numpy, which `HostCopies` does not see.
 """
 
+import errno
+import gc
 import threading
 import time
 from collections import deque
@@ -26,9 +28,9 @@ from fastpsl.kernels.device_crops import fused_form
 from fastpsl.kernels.geometry import Flip
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import memory
-from fastpsl.pipelines.decoders.codes import REASONS
+from fastpsl.pipelines.decoders.codes import READING, REASONS
 from fastpsl.pipelines.decoders.dali_pipeline import put
-from fastpsl.pipelines.decoders.decoder import BatchDecoder, SyntheticDecoder
+from fastpsl.pipelines.decoders.decoder import BatchDecoder, Request, SyntheticDecoder
 from fastpsl.pipelines.interface.dataset import SampleTable
 from fastpsl.pipelines.loader import engines
 from fastpsl.pipelines.loader.batch import Batch
@@ -37,7 +39,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.stages import LoaderSpec
 from fastpsl.pipelines.views import ViewSpec
 from tests.fake_cuda import fake_cuda
-from tests.pipelines.threads import wait_for_the_end_of_loader_threads
+from tests.pipelines.threads import loader_threads, wait_for_the_end_of_loader_threads
 from tests.programs import run
 
 VIEWS = [ViewSpec(RandomResizedCrop(8)), ViewSpec(RandomResizedCrop(4))]
@@ -202,6 +204,127 @@ def test_what_hangs_is_raised_within_the_timeout_and_ends_with_it(where: str) ->
         assert not let_go  # the loader did not wait for the call
     release.set()
     assert closed.wait(240)  # the decoder is closed in the end
+    wait_for_the_end_of_loader_threads()
+
+
+def break_decoder(loader: Loader, act: Callable[[SampleTable], None]) -> None:
+    """Replace the loader's decoder by the test's function and leave everything else."""
+
+    def decode_part(request: Request, part: slice) -> None:
+        act(request.rows.part(part))
+
+    loader.decoder.decode_part = decode_part  # type: ignore[union-attr, method-assign]
+
+
+def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
+    release = threading.Event()
+    let_go: list[bool] = []
+
+    def act(rows: SampleTable) -> None:
+        if 5 in rows.indices:
+            let_go.append(release.wait(240))
+
+    with Loader(Synthetic(64), VIEWS, batch_size_per_rank=4, train=False, num_threads=2) as loader:
+        break_decoder(loader, act)
+        epoch = loader.epoch(0)
+        next(epoch)
+        loader.timeout_s = 0.5
+        with pytest.raises(
+            TimeoutError,
+            match="step 1: no batch within 0.5 s, waiting for synthetic sample 4, synthetic sample 5",
+        ):
+            next(epoch)
+        assert not let_go  # the loader did not wait for the call
+        with pytest.raises(ValueError, match="the loader is closed"):
+            loader.epoch(0)
+    release.set()
+    wait_for_the_end_of_loader_threads()
+
+
+def test_the_samples_that_are_read_are_named_where_a_wait_is_too_long() -> None:
+    release = threading.Event()
+
+    def decode_part(request: Request, part: slice) -> None:
+        request.codes[part.start + 2] = READING
+        release.wait(240)
+
+    with Loader(Synthetic(64), VIEWS, batch_size_per_rank=8, train=False, num_threads=1) as loader:
+        loader.decoder.decode_part = decode_part  # type: ignore[union-attr, method-assign]
+        loader.timeout_s = 0.5
+        with pytest.raises(TimeoutError, match="waiting for synthetic sample 2;"):
+            next(loader.epoch(0))
+    release.set()
+
+
+def test_a_loader_has_the_threads_that_its_decoder_wants() -> None:
+    meet = threading.Barrier(24)
+
+    def act(rows: SampleTable) -> None:
+        if rows.indices[0] >= 24:
+            meet.wait(240)
+
+    with Loader(Synthetic(48), VIEWS, batch_size_per_rank=1, train=False, num_threads=2) as loader:
+        loader.prefetch_batches = 24
+        break_decoder(loader, act)
+        loader.decoder.wanted_threads = lambda num: 12 * num  # type: ignore[union-attr, method-assign]
+        assert len(list(loader.epoch(0))) == 48 and len(loader_threads()) == 24
+    assert loader_threads() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), MemoryError("none left"), OSError(5, "Input/output error"), OSError(errno.ETIMEDOUT, "")],
+)
+def test_a_thread_that_dies_is_raised_and_the_others_live(error: BaseException) -> None:
+    def act(rows: SampleTable) -> None:
+        if 9 in rows.indices:
+            raise error
+
+    with Loader(Synthetic(64), VIEWS, batch_size_per_rank=4, train=False, num_threads=2) as loader:
+        break_decoder(loader, act)
+        epoch = loader.epoch(0)
+        assert [next(epoch).step for _ in range(2)] == [0, 1]
+        with pytest.raises(type(error)):
+            next(epoch)
+        assert len(loader_threads()) == 2
+        assert len(list(loader.epoch(0, first_step=3))) == 13
+    assert loader_threads() == []
+
+
+def test_nothing_runs_on_after_an_epoch_is_left() -> None:
+    running = []
+
+    def act(rows: SampleTable) -> None:
+        running.append(1)
+        time.sleep(0.05)
+        running.pop()
+
+    with Loader(Synthetic(640), VIEWS, batch_size_per_rank=64, num_threads=2) as loader:
+        break_decoder(loader, act)
+        epoch = loader.epoch(0)
+        next(epoch)
+        epoch.close()  # type: ignore[attr-defined]
+        for _ in range(5):
+            assert not running  # so the caller may close the data
+            time.sleep(0.02)
+
+
+def test_an_epoch_of_a_closed_loader_says_so() -> None:
+    loader = Loader(Synthetic(64), VIEWS, batch_size_per_rank=4, num_threads=2, timeout_s=3600)
+    epoch = loader.epoch(0)
+    next(epoch)
+    loader.close()
+    with pytest.raises(ValueError, match="the loader is closed"):
+        list(epoch)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_loader_that_is_dropped_ends_its_threads() -> None:
+    loader = Loader(Synthetic(64), VIEWS, batch_size_per_rank=4, num_threads=2)
+    assert len(list(loader.epoch(0))) == 16
+    assert len(loader_threads()) == 2
+    del loader
+    gc.collect()
     wait_for_the_end_of_loader_threads()
 
 

@@ -27,8 +27,7 @@ from fastpsl.pipelines.image.host_settings import decoding
 from fastpsl.pipelines.image.image_file import decode_any
 from fastpsl.pipelines.image.jpeg import decode_plainly
 from fastpsl.pipelines.interface.dataset import BadImage
-from tests.pipelines.photos import DECODERS, jpeg, photo
-from tests.pipelines.test_image_files import file_of
+from tests.pipelines.photos import DECODERS, file_of, jpeg, photo
 from tests.pipelines.written import tree, write_folder
 
 PNG = file_of(Image.fromarray(photo(1, 60, 70)), "PNG")
@@ -61,14 +60,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def batches(data: Path, decoder: str) -> list[Any]:
     """Return what the loader gives in evaluation and in training."""
     found = list[Any]()
-    whole: dict[str, Any] = {
-        "batch_size": 3,
-        "device": "cpu",
-        "decoder": decoder,
-        "with_indices": True,
-        "seed": 3,
-    }
-    whole |= {"num_threads": 2, "on_bad_sample": "skip"}
+    whole: dict[str, Any] = {"batch_size": 3, "device": "cpu", "decoder": decoder, "with_indices": True}
+    whole |= {"num_threads": 2, "on_bad_sample": "skip", "seed": 3}
     for more in ({"views": None, "train": False, "size_px": 32}, {"views": views.simclr(96), "train": True}):
         with fastpsl.loader(data, **whole, **more) as loader:
             for inputs, labels, indices in loader:

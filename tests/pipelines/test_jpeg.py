@@ -3,12 +3,10 @@
 import importlib
 import io
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ import torch
 from PIL import Image
 
 from fastpsl.pipelines.beton.encode import Target, convert
-from fastpsl.pipelines.decoders import codes, dali, libffcv
+from fastpsl.pipelines.decoders import codes, dali
 from fastpsl.pipelines.decoders.dali import DaliDecoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.libffcv import Handle, decode_into
@@ -41,7 +39,8 @@ from fastpsl.pipelines.interface.dataset import BadImage
 from tests.pipelines.decoding import Samples, decode, make, samples_are_closed
 from tests.pipelines.jpeg_kinds import KINDS, Kind, whole
 from tests.pipelines.photos import DECODERS, jpeg, needs_ffcv, photo, pil_decode
-from tests.pipelines.test_turbo import decode as decode_region
+from tests.pipelines.test_turbo import check_part
+from tests.programs import interpreted
 
 USER_LOOP = """
 import os, sys
@@ -85,9 +84,8 @@ def test_compiled_callers_are_cached_across_processes_and_ffcv_is_not_imported(
     first, *counts = importlib.import_module("user_loop").result(tmp_path / "a.jpg")
     monkeypatch.delitem(sys.modules, "user_loop")
     assert counts == [0, 1]  # compiled
-    command = [sys.executable, "-c", CACHED, str(tmp_path / "a.jpg")]
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.run(command, env=paths, capture_output=True, text=True, timeout=240, check=True)
+    process = interpreted(CACHED, tmp_path / "a.jpg", env=paths)
     # Loaded: a dynamic global would make this a miss again.
     assert process.stdout.split() == [str(first), "1", "0", "False", "False"]
     assert first == pytest.approx(pil_decode(data).astype(float).sum(), rel=0.01)
@@ -151,19 +149,6 @@ def test_jpeg_header_never_reads_past_the_end() -> None:
     assert jpeg_header(bytes(padded), frame_end)[0] == HEADER_GOOD
 
 
-def test_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = libffcv.why_missing()
-    monkeypatch.setattr(libffcv, "PathFinder", SimpleNamespace(find_spec=lambda *_: None))
-    libffcv._load.cache_clear()
-    try:
-        with pytest.raises(ValueError, match="ffcv is not installed: pip install"):
-            libffcv.library()
-    finally:
-        monkeypatch.undo()
-        libffcv._load.cache_clear()
-    assert libffcv.why_missing() == before
-
-
 assert samples_are_closed  # a fixture
 needs_turbo = pytest.mark.skipif(bool(libturbo.why_missing()), reason="the C library was not built")
 # The nightly test has all sides; these are around the blocks of 8 px and their doubles and quadruples.
@@ -216,21 +201,6 @@ def test_parts_of_wide_images_are_those_of_the_whole(num: int) -> None:
             tall, wide = int(random.integers(1, rows + 1)), int(random.integers(1, columns // 4))
             top, left = int(random.integers(rows - tall + 1)), int(random.integers(columns - wide + 1))
             check_part(data, (height, width), denominator, (top, left, tall, wide), expected)
-
-
-def check_part(
-    data: bytes,
-    size: tuple[int, int],
-    denominator: int,
-    region: tuple[int, int, int, int],
-    expected: np.ndarray,
-) -> None:
-    status, part, placed = decode_region(data, *size, region, denominator)
-    assert status == 0
-    top, left, tall, wide = region
-    y, x = top - placed[0], left - placed[1]
-    part, expected = part[y : y + tall, x : x + wide], expected[top : top + tall, left : left + wide]
-    np.testing.assert_array_equal(part, expected)
 
 
 @pytest.mark.parametrize("sides", [FEW_SIDES, ALL_SIDES], ids=["few", "all"])

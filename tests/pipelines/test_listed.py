@@ -422,14 +422,13 @@ BAD: dict[str, tuple[str, Any, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_wrong_is_one_line_naming_the_list(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    case: str, cwd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_images(tmp_path)
-    (tmp_path / "folder.jpg").mkdir()
-    shutil.copytree(tmp_path / "ant", tmp_path / "train_val2018" / "ant")
+    write_images(cwd)
+    (cwd / "folder.jpg").mkdir()
+    shutil.copytree(cwd / "ant", cwd / "train_val2018" / "ant")
     name, contents, words = BAD[case]
-    path = tmp_path / name
+    path = cwd / name
     path.write_text(contents if isinstance(contents, str) else json.dumps(contents), encoding="utf-8")
     with pytest.raises(ValueError) as caught:
         open_data(path)
@@ -437,8 +436,8 @@ def test_what_is_wrong_is_one_line_naming_the_list(
     assert line.startswith(f"{path}: ") and "\n" not in line and len(line) < 1000, line
     assert all(word in line for word in words), line
     with pytest.raises(SystemExit) as error:
-        main(["data", "write", str(path), str(tmp_path / "out.beton")])
-    assert error.value.code == 2 and not (tmp_path / "out.beton").exists()
+        main(["data", "write", str(path), str(cwd / "out.beton")])
+    assert error.value.code == 2 and not (cwd / "out.beton").exists()
     assert words[0] in " ".join(capsys.readouterr().err.split())
 
 

@@ -6,6 +6,7 @@ import queue
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,58 +32,54 @@ def voice(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> Heartbeat:
     return voice
 
 
-def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Heartbeat, clock: list[float]) -> None:
+Said = Callable[[float], str | None]
+
+
+@pytest.fixture
+def said(voice: Heartbeat, clock: list[float]) -> Said:
+    """Return a function that lets seconds pass, and returns the line that is then due."""
+
+    def after(seconds: float) -> str | None:
+        clock[0] += seconds
+        return voice.line(clock[0])
+
+    return after
+
+
+def test_ten_seconds_of_silence_are_ended_by_the_innermost(said: Said, clock: list[float]) -> None:
     assert SILENCE_S == 10
     with operation("opening the data"):
         clock[0] += 6
         with operation("DATA: listing", "files", 1200) as progress:
-            clock[0] += 3.9
-            assert voice.line(clock[0]) is None
-            clock[0] += 0.1
-            assert voice.line(clock[0]) == "DATA: listing: 0 of 1,200 files, began 0:00:04 ago"
+            assert said(3.9) is None
+            assert said(0.1) == "DATA: listing: 0 of 1,200 files, began 0:00:04 ago"
             progress.update(400)
-            clock[0] += 9.9
-            assert voice.line(clock[0]) is None
-            clock[0] += 0.1
+            assert said(9.9) is None
             progress.update(700, 3)
-            assert voice.line(clock[0]) == (
-                "DATA: listing: 700 of 1,200 files, 50 files/s, ETA 0:00:10, 3 bad"
-            )
-        clock[0] += 10
-        assert voice.line(clock[0]) == "opening the data: began 0:00:30 ago"
+            assert said(0.1) == "DATA: listing: 700 of 1,200 files, 50 files/s, ETA 0:00:10, 3 bad"
+        assert said(10) == "opening the data: began 0:00:30 ago"
         progress = operation("a step")
         with progress:
             clock[0] += 9
             note_output()  # as after a line of training
-            clock[0] += 9
-            assert voice.line(clock[0]) is None
+            assert said(9) is None
             progress.rename("the next step")
             assert progress.line(clock[0]) == "the next step"
-            clock[0] += 1
-            assert voice.line(clock[0]) == "the next step: began 0:00:01 ago"
+            assert said(1) == "the next step: began 0:00:01 ago"
         with operation("its own bar", quiet=True):
-            clock[0] += 100
-            assert voice.line(clock[0]) is None
-    clock[0] += 100
-    assert voice.line(clock[0]) is None  # because nothing is in progress
+            assert said(100) is None
+    assert said(100) is None  # because nothing is in progress
 
 
-def test_an_early_operation_is_named_after_five_seconds_and_then_every_ten(
-    voice: Heartbeat, clock: list[float]
-) -> None:
+def test_an_early_operation_is_named_after_five_seconds_and_then_every_ten(said: Said) -> None:
     with operation("S1") as progress:
         progress.rename("S1: step 1 of 90", early=True)
-        clock[0] += 4.9
-        assert voice.line(clock[0]) is None
-        clock[0] += 0.1
-        assert voice.line(clock[0]) == "S1: step 1 of 90: began 0:00:05 ago"
-        clock[0] += 9.9
-        assert voice.line(clock[0]) is None
-        clock[0] += 0.1
-        assert voice.line(clock[0]) == "S1: step 1 of 90: began 0:00:15 ago"
+        assert said(4.9) is None
+        assert said(0.1) == "S1: step 1 of 90: began 0:00:05 ago"
+        assert said(9.9) is None
+        assert said(0.1) == "S1: step 1 of 90: began 0:00:15 ago"
         progress.rename("S1: step 2 of 90")
-        clock[0] += 9.9
-        assert voice.line(clock[0]) is None
+        assert said(9.9) is None
 
 
 def test_a_display_names_what_lasts_five_seconds(voice: Heartbeat, clock: list[float]) -> None:
@@ -115,23 +112,21 @@ def test_a_display_is_drawn_by_the_thread_and_no_line_is_printed(monkeypatch: py
     assert not stderr.getvalue()
 
 
-def test_an_hour_between_two_things_is_no_silence_of_the_second(voice: Heartbeat, clock: list[float]) -> None:
+def test_an_hour_between_two_things_is_no_silence_of_the_second(said: Said, clock: list[float]) -> None:
     with operation("one"):
         pass
     clock[0] += 3600
     with operation("other"):
-        clock[0] += 9
-        assert voice.line(clock[0]) is None
+        assert said(9) is None
 
 
-def test_blocks_may_end_in_any_order(voice: Heartbeat, clock: list[float]) -> None:
+def test_blocks_may_end_in_any_order(said: Said) -> None:
     outer, inner = operation("outer"), operation("inner", "images")
     outer.__enter__()
     inner.__enter__()
     outer.__exit__()
     assert [*inner.track(range(3), each=64)] == [0, 1, 2]
-    clock[0] += 12
-    assert voice.line(clock[0]) == "inner: 192 images, 16 images/s"
+    assert said(12) == "inner: 192 images, 16 images/s"
     inner.__exit__()
 
 

@@ -163,13 +163,8 @@ def test_names_that_point_elsewhere_and_links(tmp_path: Path) -> None:
 def test_of_a_file_that_a_tar_holds_twice_the_later_one_counts(tmp_path: Path) -> None:
     """Whatever `tar -r` has added: of folders, of a WebDataset's images and labels, of a tar within it."""
     new = PHOTOS[5]
-    folders = [
-        ("cat/1.jpg", PHOTOS[0]),
-        ("dog/2.jpg", PHOTOS[1]),
-        ("._x", b""),
-        ("./cat/1.jpg", new),
-        ("._x", b""),
-    ]
+    folders = [("cat/1.jpg", PHOTOS[0]), ("dog/2.jpg", PHOTOS[1])]
+    folders += [("._x", b""), ("./cat/1.jpg", new), ("._x", b"")]
     src = str(make_tar(tmp_path / "a.tar", folders))
     source = open_source(src)
     assert source.left_out.line() == (
@@ -439,15 +434,7 @@ BESIDE = dict.fromkeys(("a.jpg", "cat/b.jpg", "ant/b.jpg"), b"x")
         (tar_bytes({"a.txt": b"x"}), "no images inside"),
         (tar_bytes(BESIDE), "a.jpg lies beside the class folders ant"),
     ],
-    ids=[
-        "empty",
-        "bytes",
-        "gzip of bytes",
-        "nonsense after a mark",
-        "no member",
-        "no image",
-        "beside classes",
-    ],
+    ids=["empty", "bytes", "gzip of bytes", "nonsense after a mark", "no member", "no image", "beside"],
 )
 def test_what_is_no_source(data: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(data)

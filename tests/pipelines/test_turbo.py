@@ -49,6 +49,19 @@ def decode(
     return status, pixels[: rows * columns * 3].reshape(rows, columns, 3), placed.tolist()
 
 
+def check_part(
+    data: bytes, size: tuple[int, int], denominator: int, region: tuple[int, int, int, int],
+    expected: np.ndarray, is_packed: bool = False,
+) -> None:  # fmt: skip
+    """Check that a region is decoded, with others around it, as the same part of the whole."""
+    status, part, placed = decode(data, *size, region, denominator, is_packed)
+    top, left, tall, wide = region
+    y, x = top - placed[0], left - placed[1]
+    assert status == 0 and y >= 0 and x >= 0
+    part, expected = part[y : y + tall, x : x + wide], expected[top : top + tall, left : left + wide]
+    np.testing.assert_array_equal(part, expected)
+
+
 def resize(image: np.ndarray, box: tuple[float, float, float, float], out: np.ndarray) -> int:
     sides = out.shape[:2]
     status: int = library().fastpsl_area_resize(
@@ -62,11 +75,7 @@ def check_regions(data: bytes, height: int, width: int) -> None:
     for _ in range(8):
         rows, columns = int(random.integers(1, height + 1)), int(random.integers(1, width + 1))
         top, left = int(random.integers(height - rows + 1)), int(random.integers(width - columns + 1))
-        status, part, placed = decode(data, height, width, (top, left, rows, columns))
-        y, x = top - placed[0], left - placed[1]
-        assert status == 0 and y >= 0 and x >= 0
-        part = part[y : y + rows, x : x + columns]
-        np.testing.assert_array_equal(part, expected[top : top + rows, left : left + columns])
+        check_part(data, (height, width), 1, (top, left, rows, columns), expected)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -90,12 +99,7 @@ def test_a_scaled_region_is_that_of_the_scaled_decode(denominator: int) -> None:
     rows, columns, _ = expected.shape
     assert (rows, columns) == (-(-203 // denominator), -(-333 // denominator))
     for region in [(0, 0, rows, columns), (3, 5, rows - 6, 9), (rows - 4, columns - 7, 3, 2)]:
-        status, part, placed = decode(data, 203, 333, region, denominator)
-        y, x = region[0] - placed[0], region[1] - placed[1]
-        part = part[y : y + region[2], x : x + region[3]]
-        top, left = region[:2]
-        assert status == 0
-        np.testing.assert_array_equal(part, expected[top : top + region[2], left : left + region[3]])
+        check_part(data, (203, 333), denominator, region, expected)
 
 
 def test_damage_is_refused_as_far_as_it_is_read() -> None:
@@ -200,17 +204,6 @@ def test_the_codec_is_pillows() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)  # larger than its pixels
     assert codec.encode(noise, 100) == jpeg(noise, quality=100, subsampling=2)
     assert codec.encode(np.zeros((1, 65_501, 3), np.uint8), 90) is None
-
-
-def test_whole_images_shrink_to_exact_means() -> None:
-    image = photo(0, 90, 100)
-    assert shrink(image, 90, 100) is image
-    for height, width in ((45, 50), (31, 77), (1, 1)):  # the last is beyond fixed point
-        out = np.empty((height, width, 3))
-        for k in range(3):
-            rows = np.add.reduceat(image[..., k].astype(float).repeat(height, 0), np.arange(height) * 90) / 90
-            out[..., k] = np.add.reduceat(rows.repeat(width, 1), np.arange(width) * 100, axis=1) / 100
-        assert np.abs(shrink(image, height, width) - out).max() < 0.52
 
 
 SHRUNK_SIZES = [

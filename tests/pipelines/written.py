@@ -51,6 +51,14 @@ def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
+def parquet_bytes(columns: Mapping[str, Any], **options: Any) -> bytes:
+    """Return a parquet file; skip the test where pyarrow is not installed."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), out, **options)
+    return out.getvalue()
+
+
 Members = Mapping[str, bytes] | Sequence[tuple[str, bytes]]
 
 

@@ -47,12 +47,11 @@ def test_a_rise_of_two_standard_errors_is_one(before: float, after: float, num: 
 
 
 def test_a_run_made_worse_names_the_weights_it_began_with(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    cwd: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if it resumes, in its folder or in another one; --keep-checkpoints spares these weights."""
-    network, run, start = make_backbone("resnet18"), tmp_path / "run", Path("run/checkpoints/start.pt")
-    torch.save(network.state_dict(), tmp_path / "theirs.pth")
-    monkeypatch.chdir(tmp_path)
+    network, run, start = make_backbone("resnet18"), cwd / "run", Path("run/checkpoints/start.pt")
+    torch.save(network.state_dict(), cwd / "theirs.pth")
     accuracies = itertools.chain([0.5], itertools.repeat(0.25))
     monkeypatch.setattr("fastpsl.engine.online_probe.knn_accuracy", lambda *parts: next(accuracies))
     values = {"init": "theirs.pth", "keep_checkpoints": 1, "checkpoint_steps": 1}
@@ -66,7 +65,7 @@ def test_a_run_made_worse_names_the_weights_it_began_with(
     weights = network.state_dict()
     assert all(torch.equal(each, weights[name]) for name, each in model.backbone.state_dict().items())
     assert fastpsl.evaluate.knn(start, k=(5,), whole=True, out="knn")  # of the run's images
-    (tmp_path / "theirs.pth").unlink()
+    (cwd / "theirs.pth").unlink()
     assert last_lines(capsys, Path("run"), **values) == [done, worse, *following]
     (checkpoint,) = (run / "checkpoints").glob("step-*.pt")
     moved = last_lines(capsys, Path("moved"), resume=str(checkpoint), **values)

@@ -101,11 +101,8 @@ def test_a_share_is_held_back_and_a_cut_run_validates_as_little_as_it_trains(
     assert run is not None and run.scored() == (str(photos), "20%") and run.held_back == 0.2
 
 
-def test_a_dry_run_tells_each_stage_and_writes_nothing(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    photos = tree(tmp_path / "photos", {f"{i % 2}/{i}.jpg": jpeg(photo(i, 64, 70)) for i in range(60)})
+def test_a_dry_run_tells_each_stage_and_writes_nothing(cwd: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    photos = tree(cwd / "photos", {f"{i % 2}/{i}.jpg": jpeg(photo(i, 64, 70)) for i in range(60)})
     launched("--data", photos, "--dry-run", "--out", "out", "--val", photos)
     text = capfd.readouterr().out
     assert "60 training images in 2 classes, 60 validation images" in text
@@ -115,7 +112,7 @@ def test_a_dry_run_tells_each_stage_and_writes_nothing(
             text,
             re.MULTILINE,
         )
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    assert [path.name for path in cwd.iterdir()] == ["photos"]
 
 
 def test_weights_are_counted_in_words() -> None:

@@ -2,7 +2,6 @@
 
 import io
 import re
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from fastpsl.engine.options import PretrainOptions
 from fastpsl.pipelines.decoders.choose import NAMES
 from fastpsl.scripts.command_line import Option, options_of, parse
 from fastpsl.scripts.recipe_files import find_recipe
-from tests.programs import ROOT
+from tests.programs import ROOT, interpreted
 
 
 @dataclass(frozen=True)
@@ -216,9 +215,8 @@ def test_help_does_not_import_torch() -> None:
         except SystemExit:
             print("loaded", [name for name in ("torch", "numba", "matplotlib") if name in sys.modules])
     """
-    names = [str(ROOT / "recipes" / f"{name}.py") for name in ("jigsaw_r50", "knn", "voc_segmentation")]
-    command = [sys.executable, "-c", code, *names, "--help"]
-    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
+    names = [ROOT / "recipes" / f"{name}.py" for name in ("jigsaw_r50", "knn", "voc_segmentation")]
+    run = interpreted(code, *names, "--help")
     loaded = [line for line in run.stdout.splitlines() if line.startswith("loaded ")]
     assert loaded == ["loaded []"] * 3, run.stderr
 

@@ -1,7 +1,6 @@
 """The installed distribution: its version as a line, and another project's files in our folder."""
 
 import platform
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +13,7 @@ from fastpsl.console.installed import reinstall
 from fastpsl.doctor.checks import check_software
 from fastpsl.scripts import distribution
 from fastpsl.scripts.distribution import OTHER, REMEDY, stranger, version_line
+from tests.programs import interpreted
 
 
 def install(folder: Path, name: str, *files: str, listed_in: str) -> None:
@@ -31,8 +31,7 @@ def test_the_version_line_needs_no_torch() -> None:
         "import sys; from fastpsl.scripts.distribution import version_line; "
         "print(version_line()); print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    line, has_torch = done.stdout.splitlines()
+    line, has_torch = interpreted(code).stdout.splitlines()
     versions = f"Python {platform.python_version()}, torch {metadata.version('torch')}"
     assert line == version_line() == f"fastpsl-vision {fastpsl.__version__}, {versions}"
     assert has_torch == "False"

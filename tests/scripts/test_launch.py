@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from fastpsl.scripts import local_ranks
 from fastpsl.scripts.launch import launch, print_warnings_once
 from tests.engine.test_gpu_failures import launched
 from tests.engine.tiny import tiny_recipe
+from tests.programs import interpreted
 
 
 def test_a_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
@@ -68,17 +67,16 @@ def test_a_file_that_cannot_be_read_is_no_matter_of_writing(
     assert capsys.readouterr().err.endswith("tiny: [Errno 13] Permission denied: '/data/train.beton'\n")
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_named(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_only(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", "somewhere")
 
     words = r"cannot be written \(Read-only file system\); choose a folder that can be written"
-    out = tmp_path / "out"
+    out = cwd / "out"
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"^{out}: {words}"):
         patch.setattr(os, "mkdir", read_only)
         choose_folder("tiny", PretrainOptions(out=out))
-    monkeypatch.chdir(tmp_path)
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"^{tmp_path}/runs: {words}"):
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"^{cwd}/runs: {words}"):
         patch.setattr(os, "mkdir", read_only)
         choose_folder("tiny", PretrainOptions())
     monkeypatch.setattr("builtins.open", read_only)
@@ -126,8 +124,8 @@ finally:
 
 
 def test_every_process_gets_a_signal_of_the_first() -> None:
-    done = subprocess.run([sys.executable, "-c", FORWARDS], check=False, capture_output=True, timeout=240)
-    assert done.returncode == 0, done.stderr.decode()
+    done = interpreted(FORWARDS)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from fastpsl.scripts.recipe_files import find_recipe
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.written import tree
 from tests.programs import ROOT
+from tests.scripts.test_recipe import write_config
 
 PAPER: dict[str, Any] = {"batch_size": 256, "lr": 0.4, "epochs": (60, 70), "queue_size": 65_536}
 
@@ -56,10 +57,7 @@ def test_the_rate_stays_where_there_is_none_or_the_recipe_scales_it() -> None:
 def test_a_given_batch_makes_the_length() -> None:
     """Of 140 images, 4 make 35 steps in an epoch."""
     values = small_values(PAPER | {"queue_size": 2}, {}, 140, 4)
-    assert values == {
-        "batch_size": 4,
-        "lr": 0.00625,
-    }
+    assert values == {"batch_size": 4, "lr": 0.00625}
     assert small_values(PAPER, {}, 140, 5)["epochs"] == (72, 72)
 
 
@@ -152,16 +150,15 @@ def test_a_run_that_goes_on_keeps_its_preset_and_its_split(
     data = ("--data", folder(tmp_path / "photos", 60), "--out", tmp_path / "out")
     first = parsed(*data)
     assert (first.preset, first.val) == ("small", "10%")
-    record = {"options": first.as_dict(), "science": {"recipe": "jigsaw_r50"}}
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.json").write_text(json.dumps(record))
+    write_config(tmp_path / "out", first.as_dict())
     monkeypatch.setattr(presets, "SMALL_BELOW", 60)  # as if there were more images now
     assert parsed(*data) == first
     assert parsed(*data[:2], "--resume", tmp_path / "out/checkpoints/x.pt").preset == "small"
     assert parsed("--config", tmp_path / "out").preset == "small"
     assert parsed(*data, "--resume", "never").preset == parsed(*data[:2]).preset == "paper"
-    record["options"] |= {"preset": "auto", "val": None}  # of a version in which that was the paper's
-    (tmp_path / "out" / "config.json").write_text(json.dumps(record))
+    # Of a version in which that was the paper's.
+    write_config(tmp_path / "out", first.as_dict() | {"preset": "auto", "val": None})
     monkeypatch.setattr(presets, "SMALL_BELOW", 61)
     assert (parsed(*data).preset, parsed(*data).val) == ("paper", None)
 
@@ -254,15 +251,12 @@ def test_the_machine_chooses_by_a_clock_once(
     assert timed == [0, 1, 2] * (1 + list(STEP_S).index(expected))
     timed.clear()
     assert options.size_px == int(32 * CPU_PRESETS[expected].side)
-    record = {"options": options.as_dict(), "science": {"recipe": "simclr_r50"}}
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.json").write_text(json.dumps(record))
+    write_config(tmp_path / "out", options.as_dict(), "simclr_r50")
     again = [
         launch.parsed(script, words, command),
         launch.parsed(script, ["--config", str(tmp_path / "out")], command),
-        launch.parsed(
-            script, [*words[:2], "--preset", expected, "--batch-size", "4"], "fastpsl train simclr"
-        ),
+        launch.parsed(script, [*words[:2], "--preset", expected, "--batch-size", "4"], command),
     ]
     assert [each.science() for each in again] == [options.science()] * 3
     assert launch.parsed(script, words[:2], "simclr_r50").preset == "small"

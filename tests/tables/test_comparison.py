@@ -126,20 +126,17 @@ def test_without_any_monitor_there_is_no_chart(tmp_path: Path, cli: Cli) -> None
     assert outcome.code == 0 and [path.name for path in (tmp_path / "out").iterdir()] == ["comparison.html"]
 
 
-def test_what_cannot_be_compared_is_refused(
-    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_run(tmp_path / "run")
-    (tmp_path / "empty").mkdir()
+def test_what_cannot_be_compared_is_refused(cwd: Path, cli: Cli) -> None:
+    write_run(cwd / "run")
+    (cwd / "empty").mkdir()
     refused(cli("compare"), "fastpsl compare runs")
     refused(cli("compare", "rum"), "did you mean run?")
     refused(cli("compare", "none*"), "none*")
     refused(cli("compare", "empty"), "config.json")
-    (tmp_path / "file").touch()
+    (cwd / "file").touch()
     refused(cli("compare", "run", "--out", "file"), "--out file is a file")
     refused(cli("compare", "run", "--out", "run/page"), "--out run/page")
-    assert not (tmp_path / "run" / "page").exists()
+    assert not (cwd / "run" / "page").exists()
 
 
 class Reader(HTMLParser):

@@ -190,15 +190,14 @@ def shown(cli: Cli, monkeypatch: pytest.MonkeyPatch, columns: int, *arguments: o
     return out.splitlines()
 
 
-def test_the_table_stands_in_the_terminal(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_stands_in_the_terminal(cwd: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --runs and runs/ it is the paper's alone; with results ours stand below the paper's."""
-    monkeypatch.chdir(tmp_path)
     lines = shown(cli, monkeypatch, 80, "psl/5")
     assert " PSL         R50   10.9  27.0  43.2  50.9  38.5" in lines and "0 of 5 results in runs" in "".join(
         lines
     )
-    assert not list(tmp_path.iterdir())
-    put(tmp_path / "runs")
+    assert not list(cwd.iterdir())
+    put(cwd / "runs")
     lines = shown(cli, monkeypatch, 0, "psl/5", "--scale", "tiny")
     place = next(i for i, line in enumerate(lines) if line.split()[:1] == ["PSL"])
     assert lines[place].split() == ["PSL", "R50", "paper", "10.9", "27.0", "43.2", "50.9", "38.5"]
@@ -209,9 +208,8 @@ def test_the_table_stands_in_the_terminal(tmp_path: Path, cli: Cli, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["sslpp/8", "uic/8", "psl/4"])
-def test_a_wide_table_is_parted(name: str, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wide_table_is_parted(name: str, cwd: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """At 80 columns no number is lost or wrapped."""
-    monkeypatch.chdir(tmp_path)
     end = next(i for i, line in enumerate(shown(cli, monkeypatch, 80, name)) if "results in runs" in line)
     lines = shown(cli, monkeypatch, 80, name)[:end]
     assert max(map(len, lines)) <= 80

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from rich.cells import cell_len
 from fastpsl.commands.runs import age
 from fastpsl.tables.runs import SILENT_S, Run, find_runs
 from tests.cli import Cli, refused
+from tests.programs import interpreted
 
 
 def write_run(
@@ -185,16 +184,8 @@ def test_rows_have_the_figures_at_any_width(
 ) -> None:
     write_run(tmp_path / "a-run-with-a-long-name[b]", data="<b>/x.beton")
     wide = cli("runs", tmp_path).out.splitlines()
-    words = [
-        "a-run-with-a-long-name[b]",
-        "finished",
-        "simclr_r50",
-        "x.beton",
-        "160",
-        "50.0 (25.0)",
-        "2, S2",
-        "0:00:16",
-    ]
+    words = ["a-run-with-a-long-name[b]", "finished", "simclr_r50", "x.beton", "160", "50.0 (25.0)"]
+    words += ["2, S2", "0:00:16"]
     assert len(wide) == 2 and all(word in wide[1] for word in words)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("fastpsl.console.grid.plain", lambda _: SimpleNamespace(isatty=lambda: True))
@@ -213,12 +204,11 @@ def test_ages(seconds: float, words: str) -> None:
     assert age(seconds) == words
 
 
-def test_what_holds_no_run_is_refused(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(cli("runs", tmp_path), str(tmp_path), "config.json")
-    refused(cli("runs", tmp_path / "absent"), "absent")
-    (tmp_path / "file").touch()
-    refused(cli("runs", tmp_path / "file"), "is a file")
-    monkeypatch.chdir(tmp_path)
+def test_what_holds_no_run_is_refused(cwd: Path, cli: Cli) -> None:
+    refused(cli("runs", cwd), str(cwd), "config.json")
+    refused(cli("runs", cwd / "absent"), "absent")
+    (cwd / "file").touch()
+    refused(cli("runs", cwd / "file"), "is a file")
     refused(cli("runs"), "runs: no such")
 
 
@@ -235,6 +225,5 @@ def test_five_hundred_runs_are_listed_without_torch(tmp_path: Path) -> None:
         for path in one.iterdir():
             os.link(path, tmp_path / str(number) / path.name)
     program = "import sys; from fastpsl.cli import main; main(); print({'torch', 'numpy'} & {*sys.modules})"
-    command = [sys.executable, "-c", program, "runs", str(tmp_path)]
-    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    lines = interpreted(program, "runs", tmp_path).stdout.splitlines()
     assert len(lines) == 502 and lines[-1] == "set()"
