@@ -1,7 +1,6 @@
 """Test linear and block probes: widths, a classifier per block, frozen features, few labels."""
 
 import itertools
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.optim.schedules import step_drops
@@ -42,8 +40,9 @@ from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, center_view, ten_crop_views, train_view
 from tests.engine.exact_signals import signal_at_step
+from tests.engine.steps import assert_alike, plain_sgd, rank_of
 from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run
-from tests.programs import digests, newest_checkpoint
+from tests.programs import digests, newest_checkpoint, records
 from tests.slow import slow
 from tests.warm import results_of_ranks
 
@@ -54,9 +53,8 @@ BLOCKS = ("B1", "B2", "B3", "B4", "B5")
 
 def probes(backbone: Backbone, num_classes: int, size_px: int = 32, **more: Any) -> LinearProbes:
     input = Input(size_px=size_px)
-    task = LinearProbes(
-        train_view(input, size_px), center_view(input, size_px), backbone=backbone, **(VISSL | more)
-    )
+    views = train_view(input, size_px), center_view(input, size_px)
+    task = LinearProbes(*views, backbone=backbone, **(VISSL | more))
     task.check_data(Synthetic(num_classes * 2, num_classes), 2)
     return task
 
@@ -168,9 +166,8 @@ def test_a_max_pool_is_the_greatest_of_adaptive_windows(protocol: str, side: int
 
 def test_other_maps_are_pooled_to_the_same_grid_or_left() -> None:
     features, vissl = torch.randn(2, 3, 48, 48), PROTOCOLS["vissl"].pools
-    torch.testing.assert_close(
-        pooled(features, vissl[0]), features.unflatten(3, (12, 4)).unflatten(2, (12, 4)).mean((3, 5))
-    )
+    means = features.unflatten(3, (12, 4)).unflatten(2, (12, 4)).mean((3, 5))
+    torch.testing.assert_close(pooled(features, vissl[0]), means)
     small = torch.randn(2, 3, 3, 3)
     for pool in (vissl[2], *PROTOCOLS["uic"].pools, *PROTOCOLS["deepcluster"].pools):
         assert torch.equal(pooled(small, pool), small)
@@ -324,9 +321,7 @@ def fit(job: Experiment, out: Path, stop_at: int | None = None) -> tuple[np.ndar
 
 def test_a_probe_leaves_the_backbone_and_learns_and_resumes(tmp_path: Path) -> None:
     _, val = fit(experiment(), tmp_path / "whole")
-    losses = [
-        json.loads(line)["loss"] for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()
-    ]
+    losses = [row["loss"] for row in records(tmp_path / "whole/metrics.jsonl")]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) and val["top5_B1"] > val["top1_B1"]
     fit(experiment(), tmp_path / "stopped", stop_at=19)
     assert fit(experiment(), tmp_path / "stopped")[1] == val
@@ -644,8 +639,7 @@ def weights_after_a_step(rank: int, world_size: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
     task = block_probes(TinyNet(), ("conv_B4", "fc1_B5", "fc3_B5"))
     module = module_of(task, Stage("blocks", 1, 6, 5, 1)).eval()
-    optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
-    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    optimiser, world = plain_sgd(module.learning_parameters()), rank_of(rank, world_size)
     train_step = TrainStep(module, optimiser, task.views(1), "fp32", world)
     batch = replace(noise_batch(task.views(1), 8), labels=torch.arange(8))
     train_step.step([part_of(batch, rank, world_size)], lr=1.0)
@@ -654,7 +648,4 @@ def weights_after_a_step(rank: int, world_size: int) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
-    first, second = results_of_ranks(weights_after_a_step, 2, tmp_path)
-    for key, value in weights_after_a_step(0, 1).items():
-        assert torch.equal(first[key], second[key]), key
-        assert torch.allclose(first[key], value, atol=1e-5 * float(value.abs().max() + 1)), key
+    assert_alike(results_of_ranks(weights_after_a_step, 2, tmp_path), weights_after_a_step(0, 1))

@@ -49,9 +49,8 @@ def bound(
     backbone: Backbone, protocol: DetectionProtocol, num_classes: int = 3
 ) -> tuple[StageBlocks, Detector]:
     last = layout_of(backbone).last_block
-    blocks = StageBlocks(
-        backbone, Stage("d", 1, protocol.first_learning, last, 0, 1), batchnorm=protocol.batchnorm
-    )
+    stage = Stage("d", 1, protocol.first_learning, last, 0, 1)
+    blocks = StageBlocks(backbone, stage, batchnorm=protocol.batchnorm)
     detector = Detector(backbone, protocol, num_classes)
     detector.bind(blocks)
     return blocks, detector
@@ -375,9 +374,8 @@ def test_fixed_batchnorm_and_frozen_blocks_stay_bit_for_bit() -> None:
     images, targets = images_and_targets()
     module = StageModule(blocks, detector, None)  # type: ignore[arg-type]
     module.train()
-    optimiser = torch.optim.SGD(
-        [p for _, p in module.learning_parameters() if p.requires_grad], lr=0.1, weight_decay=1e-2
-    )
+    parameters = [p for _, p in module.learning_parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(parameters, lr=0.1, weight_decay=1e-2)
     for _ in range(2):
         sum(detector.losses(images, targets).values()).backward()  # type: ignore[union-attr]
         optimiser.step()
