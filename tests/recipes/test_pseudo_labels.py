@@ -96,10 +96,8 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(trained: Path, tmp_pat
     )
     assert after["science"]["fine_tuned"] == before["science"] and len(after["science"]["fine_tune"]) == 64
     psl = ("--plan", "psl", "--epochs", 1, 1)
-    refused(
-        start(UIC, *SMALL_UIC, "--fine-tune", trained, *psl, "--out", tmp_path / "c"),
-        "give --plan end_to_end",
-    )
+    outcome = start(UIC, *SMALL_UIC, "--fine-tune", trained, *psl, "--out", tmp_path / "c")
+    refused(outcome, "give --plan end_to_end")
     refused(start(UIC, *SMALL_UIC, "--fine-tune", tmp_path / "none", "--out", tmp_path / "b"), "none")
 
 

@@ -128,11 +128,8 @@ def test_each_task_with_each_kind_of_labels(task: str, source: str, labels: Path
     expected = {"none": {"source": "none"}, "coupled": {"source": "coupled", "num_classes": 5}}
     with closing(open_data(str(sample_paths().train))) as data:
         of_file = {
-            "source": "random",
-            "seed": 0,
-            "num_classes": 7,
-            "digest": read_labels(labels, data).digest(),
-        }
+            "source": "random", "seed": 0, "num_classes": 7, "digest": read_labels(labels, data).digest(),
+        }  # fmt: skip
     assert state["science"]["pseudo_labels"] == expected.get(source, of_file)
     heads = {name.split(".")[0] for name in state["train_step"]["head"]}
     assert heads == {"none": {"proxy"}, "alone": {"labels"}}.get(source, {"proxy", "labels"})
@@ -192,15 +189,9 @@ SMALL_IIC = words(
 def few() -> tuple[str, ...]:
     """Return options for a third of the sample's images."""
     return (
-        "--data",
-        str(sample_paths().test_32),
-        "--val",
-        "none",
-        "--backbone",
-        "resnet18",
-        "--num-clusters",
+        "--data", str(sample_paths().test_32), "--val", "none", "--backbone", "resnet18", "--num-clusters",
         "16",
-    )
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -236,9 +227,8 @@ def test_the_file_holds_the_checkpoints_labels_and_how_they_were_made(trained: P
     assert stored.entropy.tolist() == state["task"]["entropy"].tolist() and np.isfinite(stored.entropy).all()
     assert (stored.num_classes, stored.num_split, stored.made_by) == (16, 0, "sslpp_iic")
     expected = {"source": "iic", "recipe": "sslpp_iic", "num_clusters": 16, "num_heads": 2, "seed": 0}
-    expected["cut"] = any(
-        stage["num_steps"] < stage["num_steps_planned"] for stage in state["position"]["summaries"]
-    )
+    stages = state["position"]["summaries"]
+    expected["cut"] = any(stage["num_steps"] < stage["num_steps_planned"] for stage in stages)
     assert expected.items() <= dict(stored.configuration).items()
     assert {"backbone", "augment", "epochs", "num_copies"} <= set(stored.configuration)
     assert (

@@ -286,10 +286,8 @@ def test_the_angles_of_every_level(level: int, name: str, labels: list[int]) -> 
 # Table 3: T1 is a crop, T2 adds colour distortion, T3 adds Gaussian blur and Sobel. The values are SimCLR's,
 # appendix A: crops of .08 to 1 of the area, jitter of strength 1 with probability .8, grey .2, blur .5 with a
 # kernel of a tenth of the side and sigma .1 to 2; and MoCo's and MoCo v2's: .2 to 1, jitter of .4 and .1.
-CONTRASTIVE = {
-    "simclr_r50": ((0.08, 1.0), (0.8, 0.8, 0.8, 0.2)),
-    "mocov2_r50": ((0.2, 1.0), (0.4, 0.4, 0.4, 0.1)),
-}
+CONTRASTIVE = {"simclr_r50": ((0.08, 1.0), (0.8, 0.8, 0.8, 0.2))}
+CONTRASTIVE["mocov2_r50"] = ((0.2, 1.0), (0.4, 0.4, 0.4, 0.1))
 KERNELS = {224: 23, 96: 9, 64: 7}  # by the side; the paper's is 224
 
 
@@ -338,10 +336,7 @@ def head_layers(recipe: str, level: int, c: int) -> list[str]:
     return {
         # VISSL's: 1000 for each of nine tiles, then one for each permutation.
         "jigsaw_r50": [
-            f"Linear {c} 1000",
-            "BatchNorm 1000",
-            "ReLU",
-            f"Linear 9000 {(500, 1000, 2000)[level - 1]}",
+            f"Linear {c} 1000", "BatchNorm 1000", "ReLU", f"Linear 9000 {(500, 1000, 2000)[level - 1]}",
         ],
         # VISSL's: one for each angle.
         "rotation_rv50": [f"Linear {c} {(2, 4, 8)[level - 1]}"],
@@ -461,9 +456,8 @@ def test_lengths_and_sizes(name: str) -> None:
     # All blocks learn at once.
     blocks = stage.first_learning, stage.last_block
     assert stage.epochs == expected.epochs and blocks == (1, backbone.num_blocks)
-    assert getattr(experiment.task, "num_clusters" if name == "sslpp_iic" else "num_classes") == (
-        expected.num_clusters
-    )
+    name_of = "num_clusters" if name == "sslpp_iic" else "num_classes"
+    assert getattr(experiment.task, name_of) == expected.num_clusters
     with torch.device("meta"):
         head = experiment.task.head(1, backbone.channels[-1])
     (classifier,) = (layer for layer in head.modules() if isinstance(layer, nn.Linear))
@@ -529,10 +523,8 @@ def test_optimiser_of_iic() -> None:
 def test_dropout_of_alexnet(name: str, values: dict[str, Any], p: float) -> None:
     """UIC, section 4.2: "0.5 drop-out ratio", before each of fc6 and fc7."""
     parts = build(name, **values).backbone.named_modules()
-    assert {part: layer.p for part, layer in parts if isinstance(layer, nn.Dropout)} == {
-        "classifier.0": p,
-        "classifier.3": p,
-    }
+    dropped = {part: layer.p for part, layer in parts if isinstance(layer, nn.Dropout)}
+    assert dropped == {"classifier.0": p, "classifier.3": p}
 
 
 def test_settings_of_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,11 +535,8 @@ def test_settings_of_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     # Section 4.3: fine-tuned on the labels of the finished network, which then stay as they are.
     science = {"backbone": "alexnet", "num_clusters": 3000, "input_channels": "SobelXY"}
     head = {"2.weight": torch.zeros(3000, 4096)}
-    state = {
-        "science": science,
-        "backbone": build("uic_alexnet").backbone.state_dict(),
-        "train_step": {"head": head},
-    }
+    backbone = build("uic_alexnet").backbone.state_dict()
+    state = {"science": science, "backbone": backbone, "train_step": {"head": head}}
     monkeypatch.setattr(uic_module, "_trained", lambda *given: (Path("step.pt"), state))
     monkeypatch.setattr(uic_module, "sha256_of_file", lambda path: "d" * 64)
     tuned: Any = build("uic_alexnet", fine_tune="runs/uic", label_view="center").task
@@ -592,10 +581,8 @@ def uic_views(augment: str, channels: str, size_px: int) -> tuple[ViewSpec, View
     crop = RandomResizedCrop(size_px, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
     middle = ShorterSideCrop(SHORTER_PX[size_px], size_px, "center")
     statistics, last = (MEANS[channels], STDS[channels]), LAST[channels]
-    return (
-        ViewSpec(crop, (Flip(p=0.5), *strong[augment], *last), *statistics),
-        ViewSpec(middle, last, *statistics),
-    )
+    train = ViewSpec(crop, (Flip(p=0.5), *strong[augment], *last), *statistics)
+    return train, ViewSpec(middle, last, *statistics)
 
 
 @pytest.mark.parametrize(

@@ -55,11 +55,8 @@ def test_scores_result_and_image(devkit: Path, tmp_path: Path) -> None:
     assert result["settings"]["crop"] == "squashed"
     with VOC(devkit, VISSL.train, "boxes") as train, VOC(devkit, VISSL.test, "boxes") as test:
         assert result["data"] == {
-            "train": train.digest(),
-            "val": test.digest(),
-            "num_train": 36,
-            "num_val": 20,
-        }
+            "train": train.digest(), "val": test.digest(), "num_train": 36, "num_val": 20,
+        }  # fmt: skip
         names = train.class_names
     assert names is not None
     numbers, found = result["numbers"], outcomes(out)
@@ -143,9 +140,8 @@ def test_two_ranks_make_the_same_files(devkit: Path, tmp_path: Path) -> None:
     one_rank, both_ranks = tmp_path / "one", tmp_path / "two"
     options = (*SMALL, *RANDOM, "--low-shot --shots 2 --data", devkit)
     recipe(*options, "--out", one_rank).ok()
-    shutil.copytree(
-        one_rank, both_ranks
-    )  # the same features, because two ranks' batches round sums in another way
+    # The same features, because two ranks' batches round sums in another way.
+    shutil.copytree(one_rank, both_ranks)
     shutil.rmtree(both_ranks / "svm")
     (both_ranks / "result.json").unlink()
     ran(RECIPE, *options, "--out", both_ranks, ranks=2)
