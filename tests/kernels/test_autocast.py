@@ -30,10 +30,8 @@ def test_gradients_are_those_of_float64(
         memory_format=torch.channels_last
     )
     given = torch.randn(16, 12, *sides).bfloat16()
-    images, weight = (
-        given.double().requires_grad_(),
-        conv.weight.detach().bfloat16().double().requires_grad_(),
-    )
+    images = given.double().requires_grad_()
+    weight = conv.weight.detach().bfloat16().double().requires_grad_()
     expected = F.conv2d(images, weight, None, stride, kernel // 2)
     upstream = torch.randn_like(expected).bfloat16()
     expected.backward(upstream.double())

@@ -49,11 +49,8 @@ def test_known_answers(line):
 
 def test_words_of_known_answer_through_the_front_door():
     assert words(Keys(0, 0, np.zeros(1, np.int64)), 0, 4)[0].tolist() == [
-        0x6627E8D5,
-        0xE169C58D,
-        0xBC57AC4C,
-        0x9B00DBD8,
-    ]
+        0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [0, 5, 2**32 + 7, 2**64 - 1])

@@ -261,10 +261,8 @@ def expected(boxes: np.ndarray, labels: np.ndarray, size: int, height: int, widt
         y, x = (np.mgrid[:size, :size] - (size - 1) / 2) * (side / size)
         turn = np.deg2rad(45 * label)
         centre_y, centre_x = top + side / 2 - height / 2, left + side / 2 - width / 2
-        points = (
-            centre_y + np.sin(turn) * x + np.cos(turn) * y,
-            centre_x + np.cos(turn) * x - np.sin(turn) * y,
-        )
+        points_y = centre_y + np.sin(turn) * x + np.cos(turn) * y
+        points = points_y, centre_x + np.cos(turn) * x - np.sin(turn) * y
         out.append(broad(*points))
     return np.stack(out).transpose(0, 3, 1, 2)
 
@@ -399,11 +397,8 @@ def warp_keys(num, seed=9):
 def some_matrices(num, side):
     """Return matrices of both kinds, and random ones whose horizon may cross the image."""
     matrices = [WarpPair(side, kind).draw(warp_keys(num))["matrix"] for kind in KINDS]
-    noise = np.random.default_rng(0).normal(size=(num, 3, 3)) * [
-        [1, 1, side / 2],
-        [1, 1, side / 2],
-        [0.05, 0.05, 1],
-    ]
+    scale = [[1, 1, side / 2], [1, 1, side / 2], [0.05, 0.05, 1]]
+    noise = np.random.default_rng(0).normal(size=(num, 3, 3)) * scale
     return torch.from_numpy(np.concatenate([*matrices, noise.astype(np.float32)]))
 
 
@@ -586,14 +581,8 @@ def test_an_affine_draw_is_its_steps_one_after_the_other(side):
         np.testing.assert_allclose(
             draw["matrix"][number], np.linalg.inv(forward), rtol=1e-6, atol=1e-7 * side
         )
-        target = [
-            math.cos(a),
-            math.sin(a),
-            tx / (0.2 * side),
-            ty / (0.2 * side),
-            (scale - 1) / 0.3,
-            shear / 30,
-        ]
+        shift = [tx / (0.2 * side), ty / (0.2 * side)]
+        target = [math.cos(a), math.sin(a), *shift, (scale - 1) / 0.3, shear / 30]
         np.testing.assert_allclose(draw["target"][number], target, rtol=1e-5, atol=1e-6)
 
 

@@ -83,10 +83,8 @@ def test_the_host_never_waits(crop: Callable[[Tensor, Tensor, int], Tensor]) -> 
     """Neither Triton's kernels, which a GPU has, nor the dense products wait."""
     boxes = torch.tensor([[30, 30, 20, 20, DIAGONAL]] * 3, dtype=torch.int32)
     with fake_cuda() as cuda:
-        images, boxes_on_device = (
-            torch.zeros(3, 80, 80, 3, dtype=torch.uint8, device=cuda.device),
-            boxes.to(cuda.device),
-        )
+        images = torch.zeros(3, 80, 80, 3, dtype=torch.uint8, device=cuda.device)
+        boxes_on_device = boxes.to(cuda.device)
         with cuda.watched() as record:
             assert crop(images, boxes_on_device, 16).shape == (3, 16, 16, 3)
     assert not record.waits and bool(record.kernels) == (crop is crop_isotropic), record
