@@ -401,13 +401,9 @@ print(json.dumps({"changed": changed, "missing": sorted(missing)}))
 def test_importing_every_module_changes_nothing_of_the_process() -> None:
     """The home folder must be writable; otherwise `pipelines.files.caches` sets folders for compiled code."""
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(ROOT)],
-        check=True,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", PROGRAM, str(ROOT)], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True,
         timeout=240,
-    )
+    )  # fmt: skip
     result = json.loads(process.stdout)
     assert not result["changed"] and set(result["missing"]) <= {*OPTIONAL, "triton"}
 
