@@ -133,9 +133,8 @@ def test_random_weights_are_those_of_the_seed() -> None:
 
 
 def test_the_side_of_the_pictures_is_part_of_a_given_input() -> None:
-    options = EvaluationOptions(
-        size_px=96, input_channels="L", input_mean=(0.5,), input_std=(0.25,), random_weights=True
-    )
+    values: dict[str, Any] = {"input_channels": "L", "input_mean": (0.5,), "input_std": (0.25,)}
+    options = EvaluationOptions(size_px=96, random_weights=True, **values)
     given = options.given_input()
     assert given is not None
     assert (given.channels, given.mean, given.std, given.size_px) == ("L", (0.5,), (0.25,), 96)

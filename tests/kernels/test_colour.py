@@ -130,9 +130,8 @@ def applied_and_expected(dtype, shape, make_images):
     images = make_images(*shape, dtype)
     apply = torch.arange(shape[0]) % 3 != 1
     x = images.to(torch.float32) / (255 if dtype == torch.uint8 else 1)
-    expected = torch.where(
-        apply[:, None, None, None], functional.rgb_to_grayscale(x, num_output_channels=3), x
-    )
+    grey = functional.rgb_to_grayscale(x, num_output_channels=3)
+    expected = torch.where(apply[:, None, None, None], grey, x)
     return Grey()(images, {"apply": apply}), expected
 
 

@@ -113,9 +113,8 @@ def test_a_draw_knows_nothing_of_its_batch():
     np.testing.assert_array_equal(words(Keys(1, 2, shuffled), Slot.CROP, 6), whole[shuffled])
     np.testing.assert_array_equal(words(Keys(1, 2, shuffled[7:8]), Slot.CROP, 6), whole[shuffled[7:8]])
     # because asking for more words does not change the first ones
-    np.testing.assert_array_equal(
-        words(Keys(1, 2, np.arange(100, dtype=np.int64)), Slot.CROP, 41)[:, :6], whole
-    )
+    keys = Keys(1, 2, np.arange(100, dtype=np.int64))
+    np.testing.assert_array_equal(words(keys, Slot.CROP, 41)[:, :6], whole)
 
 
 def test_nothing_collides():

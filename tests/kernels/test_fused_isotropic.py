@@ -112,9 +112,8 @@ def test_images_of_several_sizes_in_one_piece_of_memory(before: int) -> None:
         begin += image.size
     memory = torch.empty(begin, dtype=torch.uint8)  # pages that nothing touches take no memory
     memory[before:] = torch.from_numpy(np.concatenate(pixels))
-    out = fused.crop_ragged(
-        memory.to(DEVICE), torch.tensor(places).to(DEVICE), torch.tensor(boxes).to(DEVICE), size, 92
-    )
+    tensors = [each.to(DEVICE) for each in (memory, torch.tensor(places), torch.tensor(boxes))]
+    out = fused.crop_ragged(*tensors, size, 92)
     assert_same(out.cpu().numpy(), np.stack(expected))
 
 
@@ -128,9 +127,8 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory(layout: str) -> None:
-    images = LAYOUTS[layout](
-        torch.from_numpy(np.stack([noise(61, 57, seed) for seed in range(2)])).to(DEVICE)
-    )
+    pixels = np.stack([noise(61, 57, seed) for seed in range(2)])
+    images = LAYOUTS[layout](torch.from_numpy(pixels).to(DEVICE))
     boxes = torch.tensor([[20, 20, 17, 17, DIAGONAL], [22, 19, 17, 17, ISOTROPIC]])[: len(images)]
     out = crop(images, boxes, 9)
     assert out.shape == (len(images), 9, 9, 3)

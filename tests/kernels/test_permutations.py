@@ -20,9 +20,8 @@ from fastpsl.kernels.permutations import (
 
 
 def distances(rows):
-    return [
-        sum(a != b for a, b in zip(p, q, strict=True)) for p, q in itertools.combinations(rows.tolist(), 2)
-    ]
+    pairs = itertools.combinations(rows.tolist(), 2)
+    return [sum(a != b for a, b in zip(p, q, strict=True)) for p, q in pairs]
 
 
 def best_mean(num, num_pieces):

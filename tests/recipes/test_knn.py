@@ -260,9 +260,8 @@ def test_frames_tell_the_neighbours_class(tmp_path: Path) -> None:
     rows = np.array([[3, 10, 0, 3], [8, 1, 16, 0]])
     with Beton(sample_paths().test_32) as val, Beton(sample_paths().train_32) as train:
         queries = np.array([3, 0])
-        path = draw_neighbours(
-            tmp_path / "sheet.png", val, train, queries, rows, np.full((2, 4), 0.5), {"num_threads": 1}
-        )
+        shares, options = np.full((2, 4), 0.5), {"num_threads": 1}
+        path = draw_neighbours(tmp_path / "sheet.png", val, train, queries, rows, shares, options)
         same = train.labels()[rows] == val.labels()[queries][:, None]
     with Image.open(path) as opened:
         image = np.asarray(opened.convert("RGB")).astype(int)

@@ -65,9 +65,8 @@ def test_the_papers_values(task: str) -> None:
     assert experiment.task.seed == 5  # of the clusters and of each epoch's classifier
     assert options.batch_size == batch_size and [stage.epochs for stage in experiment.stages] == [epochs]
     for epoch, rate in rates.items():
-        assert experiment.schedule(Moment(epoch * 10, epochs * 10, 0, epochs, epochs)) == pytest.approx(
-            rate
-        ), epoch
+        moment = Moment(epoch * 10, epochs * 10, 0, epochs, epochs)
+        assert experiment.schedule(moment) == pytest.approx(rate), epoch
     optimiser = experiment.optimiser(experiment.backbone.named_parameters())
     groups = [group for group in optimiser.param_groups if group["params"]]
     assert all(group["weight_decay"] == 5e-4 for group in groups)
@@ -82,9 +81,8 @@ def test_the_papers_values(task: str) -> None:
     plain = find_recipe(f"sslpp_{task}").variant(replace(options, proxy=False))
     assert plain == ({"batch_size": 512} if task == "rotation" else {})
     # Labels are computed from whole images, as the network sees them.
-    assert experiment.task.pass_views(1) == (
-        center_view(experiment.task.views(1)[0].input(), 32, whole=True),
-    )
+    input = experiment.task.views(1)[0].input()
+    assert experiment.task.pass_views(1) == (center_view(input, 32, whole=True),)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -201,8 +201,7 @@ def test_validation_images_that_are_learned_from_are_told(
     data = ("--data", sample_paths().train_32, "--val", sample_paths().train_32, "--size-px 32 --epochs 1")
     cut = "--batch-size 32 --workers 1 --no-tensorboard --max-steps-per-stage 1 --out"
     outcome = start(recipe, *data, more, cut, tmp_path).ok()
-    line = (
-        f"{num} of 480 validation images are training images (the same stored bytes): the score is too high"
-    )
+    words_of = "validation images are training images (the same stored bytes): the score is too high"
+    line = f"{num} of 480 {words_of}"
     assert outcome.err.count(line) == 1
     assert read_result(tmp_path / "result.json")["settings"]["shared_images"] == num

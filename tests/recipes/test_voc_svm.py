@@ -76,9 +76,8 @@ def test_scores_result_and_image(devkit: Path, tmp_path: Path) -> None:
     assert result["settings"]["fits"] == 15 * 34
     assert lines[2].startswith("3 classes, 510 SVMs of 36 images, scored on 20; by chance ")
     table = [line.split() for line in lines if line[:2] in BLOCKS or line.startswith("best")]
-    assert table == [
-        [name, f"{value:.1f}"] for name, value in zip((*BLOCKS, "best"), (*means, max(means)), strict=True)
-    ]
+    values = zip((*BLOCKS, "best"), (*means, max(means)), strict=True)
+    assert table == [[name, f"{value:.1f}"] for name, value in values]
     assert lines[-2:] == [f"result {out / 'result.json'}", f"chart {out / 'result.png'}"]
     record = json.loads((out / "train_B3.json").read_text())
     assert record["squashed"] and record["pool"]["window"] == [28, 13, 5, 0] and record["dtype"] == "float32"

@@ -164,9 +164,8 @@ def test_the_drawn_ones(tmp_path: Path) -> None:
     proposals = Proposals([folder / "proposals" / "voc_2007_trainval.mat"], data)
     for i in range(4):
         boxes, objects = proposals.boxes(i), data.objects(i).boxes
-        shared = np.minimum(boxes[:, None, 2:], objects[:, 2:]) - np.maximum(
-            boxes[:, None, :2], objects[:, :2]
-        )
+        ends = np.minimum(boxes[:, None, 2:], objects[:, 2:])
+        shared = ends - np.maximum(boxes[:, None, :2], objects[:, :2])
         areas = [(some[..., 2:] - some[..., :2]).prod(-1) for some in (boxes, objects)]
         overlap = shared.clip(0).prod(-1)
         ious = overlap / (areas[0][:, None] + areas[1] - overlap)

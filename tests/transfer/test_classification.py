@@ -470,7 +470,6 @@ def test_the_figure_grows_with_the_classes(tmp_path: Path) -> None:
     heights = []
     for num in (1, 20):
         numbers = {"mAP": 50.0} | {f"AP_class {i}": 5.0 * i for i in range(num)}
-        heights.append(
-            pixels(draw_classes(numbers, tmp_path / f"{num}.png", "classification/sslpp")).shape[0]
-        )
+        path = draw_classes(numbers, tmp_path / f"{num}.png", "classification/sslpp")
+        heights.append(pixels(path).shape[0])
     assert heights[1] > 2 * heights[0]

@@ -187,9 +187,8 @@ def test_alexnet_learns_as_fast_r_cnn_in_plain_loops() -> None:
     nn.init.normal_(detector.roi_heads.box_predictor.bbox_pred.weight, std=0.1)
     images, targets = images_and_targets()
     image, target = images[0], targets[0]
-    proposals = torch.tensor(
-        [[12.0, 10, 62, 66], [0, 0, 40, 40], [90, 0, 128, 20], [60, 50, 118, 96], [30, 30, 90, 90]]
-    )
+    rows = [[12.0, 10, 62, 66], [0, 0, 40, 40], [90, 0, 128, 20], [60, 50, 118, 96], [30, 30, 90, 90]]
+    proposals = torch.tensor(rows)
     losses = detector.losses([image], [target], [proposals])
     assert set(losses) == {"loss_classifier", "loss_box_reg"}
 

@@ -413,9 +413,8 @@ def test_training_crops_are_draws_of_seed_epoch_and_image(tmp_path: Path) -> Non
         assert len(set(shown)) == len(shown)
         whole = Segmentation(TwoHeads(), Input()).train_loader(data)
         image, target = whole(1, 0)  # type: ignore[operator]  # the stand-in returns the reader itself
-        assert torch.equal(image, read_image(voc, 1)) and torch.equal(
-            target["mask"], torch.from_numpy(voc.mask(1))
-        )
+        assert torch.equal(image, read_image(voc, 1))
+        assert torch.equal(target["mask"], torch.from_numpy(voc.mask(1)))
 
 
 def test_long_images_are_read_within_four_times_the_crop() -> None:
