@@ -34,14 +34,9 @@ from tests.python_backward import python_backward
 
 DEVICE = torch.device("cuda", 0)
 H200 = SimpleNamespace(
-    name="NVIDIA H200",
-    major=9,
-    minor=0,
-    total_memory=140 * 2**30,
-    multi_processor_count=132,
-    max_threads_per_multi_processor=2048,
-    warp_size=32,
-)
+    name="NVIDIA H200", major=9, minor=0, total_memory=140 * 2**30, multi_processor_count=132,
+    max_threads_per_multi_processor=2048, warp_size=32,
+)  # fmt: skip
 # torch's fused optimisers do not support tensors without values. They change no shapes, so they are skipped.
 IN_PLACE_WITHOUT_META = ("aten::_fused_sgd_", "aten::_fused_adam_", "aten::_fused_adamw_")
 # Nor do these. Their results have the shapes of plain convolutions.
@@ -131,13 +126,9 @@ def fake_cuda(*, has_pinned: bool = True) -> Iterator[FakeCuda]:
     """
     cuda = FakeCuda()
     caches = (
-        fused_modules,
-        device_crops.fused_form,
-        device_crops.area_form,
-        device_crops._tried,
-        optimisers._lars_kernels,
-        step_modes._side_stream,
-    )
+        fused_modules, device_crops.fused_form, device_crops.area_form, device_crops._tried,
+        optimisers._lars_kernels, step_modes._side_stream,
+    )  # fmt: skip
     with (
         pytest.MonkeyPatch.context() as patch,
         python_backward(),
@@ -218,20 +209,12 @@ def _driver(cuda: FakeCuda) -> dict[str, Any]:
         return lambda *_, **__: value
 
     answers = {
-        "is_available": True,
-        "is_current_stream_capturing": False,
-        "is_initialized": True,
-        "is_bf16_supported": True,
-        "device_count": 1,
-        "current_device": 0,
-        "current_stream": Stream(),
-        "get_device_name": H200.name,
-        "get_device_capability": (9, 0),
-        "get_device_properties": H200,
-        "mem_get_info": (100 * 2**30, H200.total_memory),
-        "memory_reserved": 2**30,
+        "is_available": True, "is_current_stream_capturing": False, "is_initialized": True,
+        "is_bf16_supported": True, "device_count": 1, "current_device": 0, "current_stream": Stream(),
+        "get_device_name": H200.name, "get_device_capability": (9, 0), "get_device_properties": H200,
+        "mem_get_info": (100 * 2**30, H200.total_memory), "memory_reserved": 2**30,
         "max_memory_allocated": 2**30,
-    }
+    }  # fmt: skip
     silent = "init _lazy_init set_device manual_seed manual_seed_all empty_cache reset_peak_memory_stats"
     scopes = ("stream", "device", "device_of")
     return (

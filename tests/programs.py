@@ -63,14 +63,9 @@ def run_fresh(
     `environment` may have variables that imports read.
     """
     return subprocess.run(
-        command(script, *arguments, ranks=ranks),
-        check=False,
-        env=ENVIRONMENT | (environment or {}),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+        command(script, *arguments, ranks=ranks), check=False, env=ENVIRONMENT | (environment or {}), cwd=cwd,
+        capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
 
 
 def interpreted(code: str, *arguments: object, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -141,9 +136,14 @@ def newest_checkpoint(folder: Path) -> dict[str, Any]:
     return state
 
 
+def records(path: Path) -> list[Any]:
+    """Return the values of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def epoch_records(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's epochs.jsonl."""
-    return [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
+    return records(folder / "epochs.jsonl")
 
 
 def digests(state: Any, prefix: str = "") -> dict[str, str]:

@@ -129,10 +129,8 @@ def test_a_call_trains_as_its_command_does(run: fastpsl.Trained, tmp_path: Path)
 
 def test_what_torch_is_set_to_changes_no_result(run: fastpsl.Trained, tmp_path: Path) -> None:
     test, precision = sample_paths().test_32, torch.backends.cuda.matmul
-    scores, (features, _) = (
-        fastpsl.evaluate.knn(run, test, test, out=tmp_path / "a"),
-        fastpsl.embed(run, test),
-    )
+    scores = fastpsl.evaluate.knn(run, test, test, out=tmp_path / "a")
+    features, _ = fastpsl.embed(run, test)
     before = precision.fp32_precision
     torch.set_float32_matmul_precision("medium")
     try:

@@ -37,7 +37,7 @@ FLAT = {"__init__", "cli", *API}
 MAX_LINES = {"recipes": 120, "fastpsl": 600}
 MIN_LINES = 60
 # Lines of code. A change may lower them, or raise them with a row in CONTRIBUTING.md: what paid for it.
-MOST_CODE = {"fastpsl": 48_052, "tests": 62_755, "bench": 7_901}
+MOST_CODE = {"fastpsl": 48_053, "tests": 62_049, "bench": 7_901}
 OPTIONAL = (
     "datasets", "pyarrow", "fsspec", "s3fs", "gcsfs", "aiohttp", "huggingface_hub", "ffcv", "nvidia",
     "wandb", "apex", "safetensors", "onnxruntime", "pycocotools", "torchmetrics", "timm", "IPython",
@@ -401,13 +401,9 @@ print(json.dumps({"changed": changed, "missing": sorted(missing)}))
 def test_importing_every_module_changes_nothing_of_the_process() -> None:
     """The home folder must be writable; otherwise `pipelines.files.caches` sets folders for compiled code."""
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(ROOT)],
-        check=True,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", PROGRAM, str(ROOT)], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True,
         timeout=240,
-    )
+    )  # fmt: skip
     result = json.loads(process.stdout)
     assert not result["changed"] and set(result["missing"]) <= {*OPTIONAL, "triton"}
 

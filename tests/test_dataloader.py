@@ -75,22 +75,16 @@ def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> N
 
 def texts(batches: Iterable[Any]) -> list[list[Any]]:
     """Return comparable copies of batches of two views with indices."""
-    return [
-        [*map(torch.Tensor.tolist, inputs), labels.tolist(), indices.tolist()]
-        for inputs, labels, indices in batches
-    ]
+    tensors = [(*inputs, labels, indices) for inputs, labels, indices in batches]
+    return [[each.tolist() for each in of_batch] for of_batch in tensors]
 
 
 def two_views(beton: Path, **options: Any) -> EpochLoader:
     """Open 6 batches an epoch, of 2 samples over all ranks, in two threads."""
     views = [ViewSpec(RandomResizedCrop(8), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, 0.8)))] * 2
     defaults: dict[str, Any] = {
-        "batch_size": 2,
-        "seed": 3,
-        "with_indices": True,
-        "device": "cpu",
-        "num_threads": 2,
-    }
+        "batch_size": 2, "seed": 3, "with_indices": True, "device": "cpu", "num_threads": 2,
+    }  # fmt: skip
     return fastpsl.loader(beton, views, **defaults | options)
 
 

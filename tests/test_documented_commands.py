@@ -114,16 +114,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def lists(root: Path) -> None:
     """Write lists of two images each, with their images."""
     files = {"0": jpeg(photo(0, 40, 50)), "1": jpeg(photo(1, 40, 50))}
-    train = {
-        f"{name}/train/n0{i}/0.jpg": files["0"]
-        for name in ("tiny-imagenet-200", "imagenet")
-        for i in (1, 2, 3)
-    }
-    val = {
-        f"{name}/{i}.jpg": files["1"]
-        for name in ("tiny-imagenet-200/val/images", "imagenet/val")
-        for i in (0, 1)
-    }
+    roots = "tiny-imagenet-200", "imagenet"
+    train = {f"{root}/train/n0{i}/0.jpg": files["0"] for root in roots for i in (1, 2, 3)}
+    roots = "tiny-imagenet-200/val/images", "imagenet/val"
+    val = {f"{root}/{i}.jpg": files["1"] for root in roots for i in (0, 1)}
     tree(root, train | val)
     for folder in ("inat18/train_val2018/Aves", "miniImageNet/images", "yfcc/a"):
         tree(root / folder, {f"{name}.jpg": data for name, data in files.items()})

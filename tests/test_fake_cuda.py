@@ -64,10 +64,7 @@ def test_what_the_host_would_wait_for_is_told_with_its_line(
 
 @pytest.mark.parametrize(
     "work",
-    [
-        lambda x: x + torch.ones(4, 3),
-        lambda x: functional.conv2d(x[None, None], torch.ones(1, 1, 3, 3)),
-    ],
+    [lambda x: x + torch.ones(4, 3), lambda x: functional.conv2d(x[None, None], torch.ones(1, 1, 3, 3))],
 )
 def test_tensors_of_two_devices_raise(work: Callable[[Tensor], object]) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)cpu.*test_fake_cuda.py|cuda:0.*cpu"):

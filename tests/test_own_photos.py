@@ -32,12 +32,8 @@ def test_the_classifier_of_the_page_runs_as_printed(
         }
         tree(tmp_path / "clothes" / part, files)
     given: dict[str, Any] = {
-        "preset": "sample",
-        "batch_size": 4,
-        "epochs": 1,
-        "max_steps_per_stage": 1,
-        "workers": 1,
-    }
+        "preset": "sample", "batch_size": 4, "epochs": 1, "max_steps_per_stage": 1, "workers": 1,
+    }  # fmt: skip
     teacher = fastpsl.pretrain("simclr", "clothes/train", backbone="resnet18", **given).folder
     run = fastpsl.pretrain("distill", "clothes/train", teacher=str(teacher), out="runs/clothes", **given)
     run.load().export("resnet18.pth", to="torchvision")

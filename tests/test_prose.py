@@ -202,11 +202,8 @@ def is_command(node: ast.ClassDef) -> bool:
 
 @pytest.mark.parametrize("folder", ["bench", "docs", "fastpsl", "recipes", "tests"])
 def test_the_first_words_of_docstrings(folder: str) -> None:
-    wrong = [
-        f"{path.relative_to(ROOT)}:{fault}"
-        for path in python_files(folder)
-        for fault in word_faults(path.read_text())
-    ]
+    texts = {path: path.read_text() for path in python_files(folder)}
+    wrong = [f"{path.relative_to(ROOT)}:{fault}" for path in texts for fault in word_faults(texts[path])]
     assert not wrong, "\n".join(wrong)
 
 

@@ -38,11 +38,8 @@ def messages(*folders: str) -> list[Message]:
     function makes the exception from its arguments, a call of that function is a message too. A text that is
     all values is left out.
     """
-    trees = {
-        str(path.relative_to(ROOT)): ast.parse(path.read_text())
-        for folder in folders
-        for path in python_files(folder)
-    }
+    paths = [path for folder in folders for path in python_files(folder)]
+    trees = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in paths}
     found = [
         Message(" ".join(text.split()), f"{path}:{node.lineno}")
         for path, tree in trees.items()

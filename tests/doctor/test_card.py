@@ -75,9 +75,8 @@ def test_a_broken_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_number_is_near_to_nothing() -> None:
     one = torch.zeros(1, 3, 2, 2)
-    assert (
-        views_apart(one, one) == 0 and views_apart(one.fill_(torch.nan), torch.zeros(1, 3, 2, 2)) == torch.inf
-    )
+    assert views_apart(one, one) == 0
+    assert views_apart(one.fill_(torch.nan), torch.zeros(1, 3, 2, 2)) == torch.inf
     assert chain_apart("UIC", 45, torch.float32, CPU) is not None
     assert {name for name in CHAINS if chain_apart(name, 48, torch.float32, CPU) is None} <= {
         "SSL++, colorization", "enlarged",
@@ -158,10 +157,7 @@ class Clocks(Nvml):
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (
-            0,
-            "SM at 1,410 MHz of at most 1,980, power limit 400.5 W, slowed by the power limit and heat",
-        ),
+        (0, "SM at 1,410 MHz of at most 1,980, power limit 400.5 W, slowed by the power limit and heat"),
         (3, "untold"),
     ],
 )

@@ -18,7 +18,8 @@ def train_until(step: int | None, experiment: Experiment, run: Run) -> bool:
 
 def signal_at_step(run: Run, step: int | None) -> None:
     """Send the run a signal after step `step`, or at the first place after it that asks; None for none."""
-    _before_asking(run, lambda: step is not None and run.position.run_step >= step)
+    if step is not None:
+        signal_when(run, lambda: run.position.run_step >= step)
 
 
 def signal_at_question(run: Run, number: int | None) -> None:
@@ -30,7 +31,7 @@ def signal_at_question(run: Run, number: int | None) -> None:
         asked += 1
         return asked == number
 
-    _before_asking(run, is_due)
+    signal_when(run, is_due)
 
 
 def before_asking(run: Run, do: Callable[[], object]) -> None:
@@ -44,7 +45,9 @@ def before_asking(run: Run, do: Callable[[], object]) -> None:
     run.stop_signal.after_step = after_step  # type: ignore[method-assign]
 
 
-def _before_asking(run: Run, is_due: Callable[[], bool]) -> None:
+def signal_when(run: Run, is_due: Callable[[], bool]) -> None:
+    """Send the run a signal at the first place that asks and finds it due."""
+
     def request() -> None:
         run.stop_signal.stop_requested = is_due()
 

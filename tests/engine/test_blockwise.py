@@ -13,14 +13,12 @@ from typing_extensions import override
 
 import fastpsl
 from fastpsl.engine.blockwise import Blockwise, PartBlocks
-from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.engine.train_step import StageModule
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.revnet import RevNet
 from fastpsl.pipelines.views import Input, ViewSpec
@@ -30,6 +28,7 @@ from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.pseudo_labels.uic import UIC
 from fastpsl.tasks.rotation import Rotation
 from tests.engine.exact_signals import train_until
+from tests.engine.steps import assert_alike, make_step, rank_of
 from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run
 from tests.programs import digests, newest_checkpoint
 from tests.warm import results_of_ranks
@@ -109,10 +108,8 @@ def test_gradients_are_the_stages_own(name: str, levels: tuple[int, ...]) -> Non
             assert (their.grad is None) == (our.grad is None)
             assert our.grad is None or their.grad is None or torch.equal(their.grad, our.grad)
         prefix = "" if part is stage.parts[-1] else f"{part.name}_"
-        assert all(
-            torch.equal(torch.stack(pair), torch.stack(metrics[prefix + key]))
-            for key, pair in its_metrics.items()
-        )
+        for key, pair in its_metrics.items():
+            assert torch.equal(torch.stack(pair), torch.stack(metrics[prefix + key])), key
     assert loss.item() == pytest.approx(total, rel=1e-6)
 
 
@@ -168,16 +165,10 @@ def after_steps(rank: int, num_ranks: int) -> dict[str, torch.Tensor]:
     experiment = experiment_of("rotation", BATCH)
     (stage,), task = experiment.stages, experiment.task
     torch.manual_seed(1)
-    head, blocks = task.head(3, 16), StageBlocks(experiment.backbone, stage, batchnorm="eval")
-    task.start_stage(stage, blocks, head)
-    module, world = (
-        StageModule(blocks, head, task),
-        World(rank, num_ranks, rank, num_ranks, torch.device("cpu")),
-    )
-    step = TrainStep(module, sgd(module.learning_parameters()), task.views(3), "fp32", world)
+    step = make_step(stage, task, experiment.backbone, world=rank_of(rank, num_ranks), batchnorm="eval")
     for number in range(3):
         step.step([part_of(noise_batch(task.views(3), BATCH, number), rank, num_ranks)], lr=0.1)
-    return {name: value.detach() for name, value in module.named_parameters()}
+    return {name: value.detach() for name, value in step.module.named_parameters()}
 
 
 @pytest.mark.parametrize("batchnorm", ["train", "eval"])
@@ -191,10 +182,7 @@ def test_blocks_below_a_part_normalise_as_they_learn(batchnorm: Literal["train",
 
 
 def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
-    first, second = results_of_ranks(after_steps, 2, tmp_path)
-    for name, value in after_steps(0, 1).items():
-        assert torch.equal(first[name], second[name]), name
-        assert torch.allclose(first[name], value, rtol=1e-4, atol=1e-5), name
+    assert_alike(results_of_ranks(after_steps, 2, tmp_path), after_steps(0, 1))
 
 
 def test_a_view_follows_the_one_of_its_own_part() -> None:

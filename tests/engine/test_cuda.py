@@ -20,13 +20,11 @@ from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import place_backbone
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory
 from fastpsl.engine.gpu_failures import explained
-from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.stage_bench import StageBench
-from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.step_modes import LAUNCHED, GraphChoice, StageChoices, StepChoice
-from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.engine.train_step import TrainStep
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import ConvReLU, folded
@@ -35,7 +33,7 @@ from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.tasks.jigsaw import Jigsaw
-from tests.engine.test_stage import VIEWS, Brightness
+from tests.engine.steps import VIEWS, Brightness, make_step
 from tests.engine.tiny import TinyNet, noise_batch
 
 pytestmark = pytest.mark.gpu
@@ -75,9 +73,8 @@ def test_ten_steps_without_a_hidden_sync(precision: str, published_widths: None)
         permutation_set(9, counts).permutations, counts, shorter_px=256, cell_px=75, tile_px=64,
         permutations_per_image=1, embedding_width=1000,
     )  # fmt: skip
-    backbone = ResNet("resnet50").to(DEVICE).to(memory_format=torch.channels_last)
-    module = StageModule(StageBlocks(backbone, STAGES[1]), task.head(2, 1024).to(DEVICE), task)
-    train_step = TrainStep(module, sgd(module.learning_parameters()), task.views(2), precision, WORLD)
+    backbone = ResNet("resnet50").to(memory_format=torch.channels_last)
+    train_step = make_step(STAGES[1], task, backbone, precision=precision, world=WORLD)
     with Loader(Synthetic(2000), task.views(2), batch_size_per_rank=16, device=DEVICE) as loader:
         batches = loader.epoch(0)
         train_step.step([next(batches)], 0.01)  # the first step makes buffers
@@ -104,14 +101,17 @@ def test_no_task_and_no_mode_waits(recipe: str, mode: str, graph: str) -> None:
     """Covers momentum copies and queues. The capture is in the bench's warm-up."""
     bench = stage_bench(recipe, compile=mode, graph=graph, fold_frozen="on" if mode == "on" else "off")
     assert bench.train_step.graph_choice.value == graph
+    check_that_no_step_waits(bench, num_first=4)
+
+
+def check_that_no_step_waits(bench: StageBench, num_first: int) -> None:
     batches = itertools.repeat(bench.synthetic_batch())
-    for _ in range(4):
+    for _ in range(num_first):
         bench._step(batches)
     with NoSync():
-        for _ in range(8):
+        for _ in range(10):
             bench._step(batches)
-    weights = torch.cat([p.detach().flatten() for p in bench.train_step.module.parameters()])
-    assert weights.isfinite().all()
+    assert weights_of(bench.train_step).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -120,15 +120,7 @@ def test_no_task_and_no_mode_waits(recipe: str, mode: str, graph: str) -> None:
 def test_no_task_of_small_images_waits(recipe: str) -> None:
     options = recipe_options(recipe, is_sample=True, batch_size=48, device=DEVICE.type, precision="fp16")
     experiment, number = stage_experiment(recipe, "E", options, WORLD)
-    bench = StageBench(experiment, number, options, Synthetic(1000), WORLD)
-    batches = itertools.repeat(bench.synthetic_batch())
-    for _ in range(2):
-        bench._step(batches)
-    with NoSync():
-        for _ in range(10):
-            bench._step(batches)
-    weights = torch.cat([p.detach().flatten() for p in bench.train_step.module.parameters()])
-    assert weights.isfinite().all()
+    check_that_no_step_waits(StageBench(experiment, number, options, Synthetic(1000), WORLD), num_first=2)
 
 
 def test_the_log_waits_for_no_step_under_way(tmp_path: Path) -> None:
@@ -157,19 +149,19 @@ def train(
 ) -> tuple[Tensor, TrainStep]:  # fmt: skip
     """Train some steps, and return weights with running statistics and the step."""
     torch.manual_seed(0)
-    backbone, task = TinyNet(), Brightness()
-    backbone.to(DEVICE).to(memory_format=torch.channels_last)
-    head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)
-    module = StageModule(StageBlocks(backbone, stage), head, task)
+    backbone = TinyNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     choices = StageChoices(StepChoice(mode, "asked for"), graph)
-    train_step = TrainStep(
-        module, sgd(module.learning_parameters()), VIEWS, precision, world, choices=choices
-    )
+    train_step = make_step(stage, backbone=backbone, precision=precision, world=world, choices=choices)
     train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 1024.0})
     for seed in range(steps):
         batches = [on_device(16, accumulate * seed + part) for part in range(accumulate)]
         train_step.step(batches, 0.1, accumulate)
-    return torch.cat([value.flatten().double() for value in module.state_dict().values()]), train_step
+    return weights_of(train_step), train_step
+
+
+def weights_of(train_step: TrainStep) -> Tensor:
+    """Return all weights and running statistics as a vector."""
+    return torch.cat([value.flatten().double() for value in train_step.module.state_dict().values()])
 
 
 @pytest.mark.parametrize("precision", STEP_BOUNDS)
@@ -210,9 +202,7 @@ def test_captured_steps_are_launched_ones(stage: Stage, mode: str, precision: st
             assert float(metrics.values[-1, 0]) == 1 == float(train_step.num_skipped)
             assert all(map(torch.equal, kept, train_step.module.state_dict().values()))
         train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": scale})
-        ends.append(
-            torch.cat([value.flatten().double() for value in train_step.module.state_dict().values()])
-        )
+        ends.append(weights_of(train_step))
     assert (ends[0] - ends[1]).abs().max() < 2 * STEP_BOUNDS[precision] * (ends[0] - before).abs().max()
 
 
@@ -252,20 +242,15 @@ def test_a_step_that_cannot_be_captured_is_launched_and_random_numbers_go_on() -
             value, metrics = super().loss(*arguments)
             return value * (1.0 if float(value) else 2.0), metrics
 
-    def step_of(graph: GraphChoice) -> TrainStep:
-        task, net = Reading(), TinyNet().to(DEVICE)
-        module = StageModule(StageBlocks(net, STAGES[0]), task.head(1, 12).to(DEVICE), task)
-        choices, optimiser = StageChoices(graph=graph), sgd(module.learning_parameters())
-        return TrainStep(module, optimiser, VIEWS, "fp32", WORLD, choices=choices)
-
-    train_step = step_of(CAPTURED._replace(must=False))
+    choices = StageChoices(graph=CAPTURED._replace(must=False))
+    train_step = make_step(STAGES[0], Reading(), world=WORLD, choices=choices)
     for seed in range(3):
         train_step.step([on_device(16, seed)], 0.1)
     with pytest.warns(UserWarning, match="cannot be captured as a CUDA graph"):
         train_step.step([on_device(16, 3)], 0.1)
     assert float(train_step.step([on_device(16, 4)], 0.1).values[0, 0]) > 0
     assert len(torch.rand(100, device=DEVICE).unique()) > 90
-    refused = step_of(CAPTURED)
+    refused = make_step(STAGES[0], Reading(), world=WORLD, choices=StageChoices(graph=CAPTURED))
     with pytest.raises(ValueError, match="--graph on: "):
         for seed in range(4):
             refused.step([on_device(16, seed)], 0.1)
@@ -355,11 +340,8 @@ def test_folded_blocks_in_half(name: str) -> None:
 
 def peak_of_a_step(name: str, stage: Stage) -> int:
     torch.cuda.empty_cache()
-    backbone, task = make_backbone(name), Brightness()
-    backbone.to(DEVICE).to(memory_format=torch.channels_last)
-    head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)  # type: ignore[index, arg-type]
-    module = StageModule(StageBlocks(backbone, stage), head, task)  # type: ignore[arg-type]
-    train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp16", WORLD)
+    backbone = make_backbone(name).to(memory_format=torch.channels_last)
+    train_step = make_step(stage, backbone=backbone, precision="fp16", world=WORLD)
     batch = on_device(1024, 0)
     train_step.step([batch], 0.01)
     reset_peak_memory(DEVICE)

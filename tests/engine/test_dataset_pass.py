@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastpsl.engine import dataset_pass
-from fastpsl.engine.dataset_pass import (
-    NAME,
-    PART,
-    RECORD,
-    EpochContext,
-    PassStopped,
-    Predictions,
-    _without_padding,
-    predict,
-    read_predictions,
-    undisturbed,
-)
-from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.dataset_pass import NAME, PART, RECORD, EpochContext, PassStopped, Predictions, predict
 from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.plan import make_plan
@@ -36,10 +25,11 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.views import Input, ViewSpec, center_view
 from fastpsl.tasks.rotation import Rotation
+from tests.engine.steps import rank_of
 from tests.engine.tiny import TinyNet, noise_batch, one_process, tiny_run
 from tests.programs import digests
 from tests.slow import slow
-from tests.warm import on_ranks
+from tests.warm import results_of_ranks
 
 NUM = 75  # two batches of 32, and one of 11 with padding
 CENTER = center_view(Input(size_px=32), 32)
@@ -131,7 +121,7 @@ def test_padding_is_filled_with_the_batchs_own_images() -> None:
         ([-1, 0, -1, -1, -1, -1], [1] * 6),
     ):
         batch.indices = torch.tensor(indices)
-        filled = _without_padding(images, batch)[:, 0, 0, 0].tolist()
+        filled = dataset_pass._without_padding(images, batch)[:, 0, 0, 0].tolist()
         valid = [place for place, index in enumerate(indices) if index >= 0]
         assert all(filled[place] == place for place in valid)
         assert set(filled) == (set(map(float, valid)) or set(filled)) and filled == expected
@@ -159,13 +149,13 @@ def test_undisturbed_puts_modes_and_statistics_back() -> None:
     network = TinyNet()
     network.parts[2].eval()
     before = digests(network.state_dict())
-    with undisturbed(network, one_process(), training=True), torch.no_grad():
+    with dataset_pass.undisturbed(network, one_process(), training=True), torch.no_grad():
         assert all(part.training for part in network.modules())
         network(torch.randn(4, 3, 32, 32))
         assert digests(network.state_dict()) != before
     assert digests(network.state_dict()) == before
     assert [part.training for part in network.parts] == [True, True, False, True, True]
-    with undisturbed(network, one_process()):
+    with dataset_pass.undisturbed(network, one_process()):
         assert not any(part.training for part in network.modules())
     assert [part.training for part in network.parts] == [True, True, False, True, True]
 
@@ -253,7 +243,8 @@ def test_predictions_are_of_blocks_and_head(tmp_path: Path) -> None:
     run.close()
 
 
-SCIENCE = {"weights": "abc", "seed": 3}
+SCIENCE: dict[str, Any] = {"weights": "abc", "seed": 3}
+OTHER = SCIENCE | {"weights": "abd"}
 # One image, less than a part, whole parts, more parts than ranks, and a last part of one image.
 COUNTS = (1, 7, PART, PART + 1, 3 * PART, 5 * PART + 7)
 
@@ -297,12 +288,23 @@ def same(one: Predictions, other: Predictions) -> bool:
     )
 
 
+def asked_by(
+    folder: Path,
+    num: int,
+    science: dict[str, Any] = SCIENCE,
+    stop: Callable[[int], bool] = lambda done: False,
+) -> list[int]:
+    """Predict in one process, check what is written, and return the images that were asked for."""
+    predictor = Predictor()
+    path = predict(folder, num, predictor.predict_images, one_process(), science, stop)
+    assert path is None or path == folder / NAME
+    assert path is None or same(dataset_pass.read_predictions(path), expected(num))
+    return predictor.asked
+
+
 @pytest.mark.parametrize("num", COUNTS)
 def test_all_images_in_their_order(tmp_path: Path, num: int) -> None:
-    predictor = Predictor()
-    path = predict(tmp_path, num, predictor.predict_images, one_process(), SCIENCE)
-    assert path == tmp_path / NAME and same(read_predictions(path), expected(num))
-    assert predictor.asked == list(range(num))
+    assert asked_by(tmp_path, num) == list(range(num))
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([NAME, RECORD])
     assert json.loads((tmp_path / RECORD).read_text()) == SCIENCE
 
@@ -312,7 +314,7 @@ def test_images_without_any_row(tmp_path: Path) -> None:
     empty = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
     path = predict(tmp_path, 20, lambda images: (empty for _ in images), one_process(), SCIENCE)  # type: ignore[misc]
     assert path is not None
-    result = read_predictions(path)
+    result = dataset_pass.read_predictions(path)
     assert result["image"].shape == (0,) and result["image"].dtype == np.int64
     assert result["boxes"].shape == (0, 4) and result["boxes"].dtype == np.float32
 
@@ -320,14 +322,10 @@ def test_images_without_any_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [1, PART - 1, PART + 1, 2 * PART + 5])
 def test_an_interrupted_pass_goes_on(tmp_path: Path, stop: int) -> None:
     num = 3 * PART + 4
-    first, second = Predictor(), Predictor()
-    stops = lambda done: done >= stop
-    assert predict(tmp_path, num, first.predict_images, one_process(), SCIENCE, stops) is None
-    assert not (tmp_path / NAME).exists() and len(first.asked) == stop
-    path = predict(tmp_path, num, second.predict_images, one_process(), SCIENCE)
+    assert len(asked_by(tmp_path, num, stop=lambda done: done >= stop)) == stop
+    assert not (tmp_path / NAME).exists()
     whole = stop // PART * PART  # the images of complete parts
-    assert second.asked == list(range(whole, num))
-    assert path is not None and same(read_predictions(path), expected(num))
+    assert asked_by(tmp_path, num) == list(range(whole, num)) and (tmp_path / NAME).exists()
 
 
 def test_an_error_in_the_middle_leaves_the_parts(tmp_path: Path) -> None:
@@ -339,20 +337,17 @@ def test_an_error_in_the_middle_leaves_the_parts(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="gone"):
         predict(tmp_path, 2 * PART, fail, one_process(), SCIENCE)
-    predictor = Predictor()
-    predict(tmp_path, 2 * PART, predictor.predict_images, one_process(), SCIENCE)
-    assert predictor.asked == list(range(PART, 2 * PART))
+    assert asked_by(tmp_path, 2 * PART) == list(range(PART, 2 * PART))
 
 
 def test_what_is_whole_is_not_made_again(tmp_path: Path) -> None:
-    path = predict(tmp_path, 20, Predictor().predict_images, one_process(), SCIENCE)
-    assert path is not None
-    before, again = path.read_bytes(), Predictor()
+    asked_by(tmp_path, 20)
+    before = (tmp_path / NAME).read_bytes()
     # The state of a run that was killed while it removed the parts.
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions" / "000001.npz").write_bytes(b"")
-    assert predict(tmp_path, 20, again.predict_images, one_process(), SCIENCE) == path
-    assert not again.asked and path.read_bytes() == before and not (tmp_path / "predictions").exists()
+    assert not asked_by(tmp_path, 20)
+    assert (tmp_path / NAME).read_bytes() == before and not (tmp_path / "predictions").exists()
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -361,25 +356,19 @@ def test_another_science_begins_anew(tmp_path: Path, whole: bool) -> None:
     stop = (lambda done: False) if whole else (lambda done: done > PART)
     old = lambda images: ({name: value * 0 for name, value in predictions_of(i).items()} for i in images)
     assert (predict(tmp_path, 40, old, one_process(), SCIENCE, stop) is not None) == whole
-    predictor = Predictor()
-    path = predict(tmp_path, 40, predictor.predict_images, one_process(), SCIENCE | {"weights": "abd"})
-    assert path is not None and predictor.asked == list(range(40))
-    assert same(read_predictions(path), expected(40))
+    assert asked_by(tmp_path, 40, OTHER) == list(range(40)) and (tmp_path / NAME).exists()
 
 
 def test_predictions_of_another_science_are_gone_before_the_new_are_there(tmp_path: Path) -> None:
     """Otherwise an interrupted second evaluation would find the first one's file with its own record."""
-    predict(tmp_path, 40, Predictor().predict_images, one_process(), SCIENCE)
-    other = SCIENCE | {"weights": "abd"}
-    predict(tmp_path, 40, Predictor().predict_images, one_process(), other, lambda done: done > 20)
-    again = Predictor()
-    predict(tmp_path, 40, again.predict_images, one_process(), other)
-    assert again.asked == list(range(PART, 40))
+    asked_by(tmp_path, 40)
+    asked_by(tmp_path, 40, OTHER, lambda done: done > 20)
+    assert asked_by(tmp_path, 40, OTHER) == list(range(PART, 40))
 
 
 def test_killed_between_the_file_and_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions of one science never exist beside the record of another."""
-    predict(tmp_path, 5, Predictor().predict_images, one_process(), SCIENCE)
+    asked_by(tmp_path, 5)
     write = dataset_pass.write_atomically
 
     def killed(path: Path, data: bytes) -> None:
@@ -390,18 +379,13 @@ def test_killed_between_the_file_and_its_record(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patched:
         patched.setattr(dataset_pass, "write_atomically", killed)
         with pytest.raises(KeyboardInterrupt):
-            predict(tmp_path, 5, Predictor().predict_images, one_process(), SCIENCE | {"weights": "abd"})
-    assert (tmp_path / NAME).exists()
-    again = Predictor()
-    predict(tmp_path, 5, again.predict_images, one_process(), SCIENCE)
-    assert again.asked == list(range(5))
+            asked_by(tmp_path, 5, OTHER)
+    assert (tmp_path / NAME).exists() and asked_by(tmp_path, 5) == list(range(5))
 
 
-def in_a_process(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    out = Path(folder)
+def in_a_process(out: Path, rank: int, world_size: int) -> dict[Any, list[int]]:
+    """Return which images this rank is asked for, and under ("calls", …) what it tells after them."""
+    world, asked = rank_of(rank, world_size), dict[Any, list[int]]()
     for num in COUNTS:
         # Rank 0 has the first of two parts, and joins them when the slower rank 1 has made the second.
         place, predictor, calls = out / str(num), Predictor(0.3 * rank * (num == PART + 1)), []  # type: ignore[var-annotated]
@@ -411,7 +395,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
         note = lambda done, calls=calls: calls.append(done)  # type: ignore[misc]
         path = predict(place, num, predictor.predict_images, world, SCIENCE, note)
         assert path is not None and path.exists()
-        np.savez(out / f"{num}-{rank}.npz", asked=predictor.asked, calls=calls)
+        asked |= {num: predictor.asked, ("calls", num): calls}
     place, predictor = out / "stopped", Predictor()
     if rank == 0:
         place.mkdir()
@@ -421,13 +405,12 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
     stop = lambda _: calls.append(0) or len(calls) == 20  # type: ignore[func-returns-value]
     assert predict(place, COUNTS[-1], predictor.predict_images, world, SCIENCE, stop) is None
     assert predict(place, COUNTS[-1], predictor.predict_images, world, SCIENCE)
-    np.savez(out / f"stopped-{rank}.npz", asked=predictor.asked)
-    leave_world()
+    return asked | {"stopped": predictor.asked}
 
 
 def test_predictions_of_another_folder_are_missed_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="predictions.npz is not there: .* --out"):
-        read_predictions(tmp_path / NAME)
+        dataset_pass.read_predictions(tmp_path / NAME)
 
 
 def test_predictions_that_are_damaged_are_named_in_a_line(tmp_path: Path) -> None:
@@ -435,32 +418,26 @@ def test_predictions_that_are_damaged_are_named_in_a_line(tmp_path: Path) -> Non
     np.savez(path, boxes=np.zeros((1 << 10, 4), np.float32))
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"predictions.npz is no sound file of predictions \(.+\): give"):
-        read_predictions(path)
+        dataset_pass.read_predictions(path)
 
 
 @pytest.mark.parametrize("world_size", [2, slow(3)])
 def test_ranks_write_the_same_bytes_as_one(tmp_path: Path, world_size: int) -> None:
-    on_ranks(in_a_process, (world_size, str(tmp_path)), world_size)
+    ranks = results_of_ranks(partial(in_a_process, tmp_path), world_size, tmp_path)
     for num in COUNTS:
         alone = tmp_path / f"alone-{num}"
         alone.mkdir()
-        path = predict(alone, num, Predictor().predict_images, one_process(), SCIENCE)
-        assert path is not None and path.read_bytes() == (tmp_path / str(num) / NAME).read_bytes(), num
-        ranks = [np.load(tmp_path / f"{num}-{rank}.npz") for rank in range(world_size)]
-        assert sorted(np.concatenate([record["asked"] for record in ranks]).tolist()) == list(range(num))
-        assert len({len(record["calls"]) for record in ranks}) == 1, "collective calls would not meet"
+        asked_by(alone, num)
+        assert (alone / NAME).read_bytes() == (tmp_path / str(num) / NAME).read_bytes(), num
+        assert sorted(image for rank in ranks for image in rank[num]) == list(range(num))
+        assert len({len(rank["calls", num]) for rank in ranks}) == 1, "collective calls would not meet"
     assert (tmp_path / "stopped" / NAME).read_bytes() == (tmp_path / str(COUNTS[-1]) / NAME).read_bytes()
-    images_of_ranks = [
-        np.load(tmp_path / f"stopped-{rank}.npz")["asked"].tolist() for rank in range(world_size)
-    ]
-    for rank, images in enumerate(images_of_ranks):
+    for rank, images in enumerate(each["stopped"] for each in ranks):
         twice = {image for image in images if images.count(image) == 2}
         begun = range((world_size + rank) * PART, (world_size + rank) * PART + 4)
         assert twice == {image for image in begun if image < COUNTS[-1]}
 
 
 def test_the_order_of_a_science_means_nothing(tmp_path: Path) -> None:
-    predict(tmp_path, 5, Predictor().predict_images, one_process(), SCIENCE)
-    again = Predictor()
-    predict(tmp_path, 5, again.predict_images, one_process(), dict(reversed(SCIENCE.items())))
-    assert not again.asked
+    asked_by(tmp_path, 5)
+    assert not asked_by(tmp_path, 5, dict(reversed(SCIENCE.items())))

@@ -2,13 +2,11 @@
 
 import contextlib
 import itertools
-import json
 import math
 import os
 import platform
 import re
 import signal
-import socket
 import subprocess
 import time
 import warnings
@@ -16,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,11 @@ from fastpsl.engine.distributed import (
     total_over_ranks,
 )
 from fastpsl.engine.gpu_failures import explained
-from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.reporter import Reporter
-from fastpsl.engine.stage_blocks import StageBlocks, StepMetrics
+from fastpsl.engine.stage_blocks import StepMetrics
 from fastpsl.engine.step_modes import GraphChoice, StageChoices
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.views import Input, train_view
 from fastpsl.tasks.contrastive.simclr import SimCLR
@@ -55,21 +52,12 @@ from fastpsl.tasks.sslpp.context import Context
 from fastpsl.tasks.sslpp.rotnet import RotNet
 from fastpsl.tasks.sslpp.sslpp import Proxy, SSLPlusPlus
 from tests import threaded_world
+from tests.engine.steps import assert_alike, make_step, plain_sgd, rank_of, snapshot
 from tests.engine.tiny import TinyNet, noise_batch, one_process, part_of, teacher_of
 from tests.evaluation.test_teacher_features import stored_task
-from tests.programs import (
-    ENVIRONMENT,
-    ROOT,
-    digests,
-    newest_checkpoint,
-    run,
-    run_fresh,
-    run_until,
-    torchrun,
-    wait_for_step,
-)
+from tests.programs import records
 from tests.tasks.nearest_key_recipe import NearestKey
-from tests.warm import Running, on_ranks
+from tests.warm import on_ranks, results_of_ranks
 
 
 def test_devices_are_chosen_or_refused() -> None:
@@ -105,7 +93,7 @@ def test_a_fact_on_any_rank_reaches_all_in_log2_hops(num_ranks: int, monkeypatch
     hops = Counter[int]()
 
     def answers(rank: int, size: int) -> list[bool]:
-        world = World(rank, size, rank, size, torch.device("cpu"))
+        world = rank_of(rank, size)
         return [distributed.on_any_rank(world, pattern[rank]) for pattern in patterns]
 
     receive = threaded_world.Messages.recv
@@ -294,6 +282,7 @@ PROXIES: dict[str, Callable[[], Proxy]] = {
     "sslpp_context": lambda: Context(0.5, 32),
 }
 GLOBAL_BATCH = 8
+S2 = make_plan("psl", (1, 1, 1))[1]
 
 
 def make_task(name: str) -> Task:
@@ -322,20 +311,15 @@ def make_task(name: str) -> Task:
 def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Tensor]:
     """Return the weights after a step of rate 1, which are the initial ones minus the gradient."""
     torch.manual_seed(0)
-    backbone, task, level = TinyNet(), make_task(name), TASKS[name]
-    stage = replace(make_plan("psl", (1, 1, 1))[1], level=level)
-    head = task.stage_head(stage, backbone.channels[stage.last_block - 1])
-    blocks = StageBlocks(backbone, stage)
-    module = StageModule(blocks, head, task)
-    module.eval()
+    backbone, task, world = TinyNet(), make_task(name), rank_of(rank, world_size)
+    stage = replace(S2, level=TASKS[name])
+    train_step = make_step(stage, task, backbone, world=world, optimiser=plain_sgd)
+    module = train_step.module.eval()
     # Only the flag is set, without the head's BatchNorms: in eval mode, there is no loss of pseudo-labels,
     # and no key is kept.
-    head.training = True
-    task.start_stage(stage, blocks, head)
-    optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
-    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    train_step = TrainStep(module, optimiser, task.views(level), "fp32", world)
-    train_step.step([part_of(noise_batch(task.views(level), GLOBAL_BATCH), rank, world_size)], lr=1.0)
+    module.head.training = True
+    task.start_stage(stage, module.blocks, module.head)  # so that copies are in eval mode, too
+    train_step.step([part_of(noise_batch(train_step.views, GLOBAL_BATCH), rank, world_size)], lr=1.0)
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
@@ -345,15 +329,11 @@ def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
     The ranks start with different buffers.
     """
     torch.manual_seed(0)
-    backbone, task = TinyNet(), make_task("rotation")
-    stage = make_plan("psl", (1, 1, 1))[1]
+    backbone = TinyNet()
     for buffer in backbone.buffers():
         buffer += rank
-    blocks = StageBlocks(backbone, stage)
-    module = StageModule(blocks, task.head(2, backbone.channels[stage.last_block - 1]), task)
-    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    views = task.views(2)
-    train_step = TrainStep(module, sgd(module.learning_parameters()), views, "fp32", world)
+    train_step = make_step(S2, make_task("rotation"), backbone, world=rank_of(rank, world_size))
+    blocks, views = train_step.module.blocks, train_step.views
     batch = part_of(noise_batch(views, GLOBAL_BATCH), rank, world_size)
     buffers = {"before": [buffer.clone() for buffer in blocks.buffers()]}
     for _ in range(2):
@@ -392,30 +372,22 @@ def captured_steps(rank: int, world_size: int, folder: Path, kind: str) -> None:
     if kind == "no memory" and rank == 1:
         step_modes.Proof = no_copies  # type: ignore[assignment,misc]
     torch.manual_seed(0)
-    backbone, task = TinyNet(), make_task("rotation")
-    stage = make_plan("psl", (1, 1, 1))[1]
-    module = StageModule(
-        StageBlocks(backbone, stage), task.head(2, backbone.channels[stage.last_block - 1]), task
-    )
-    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    choices = StageChoices(graph=GraphChoice(kind != "launched", "for the test"))
-    train_step = TrainStep(
-        module, sgd(module.learning_parameters()), task.views(2), "fp32", world, choices=choices
-    )
+    world, choices = rank_of(rank, world_size), StageChoices(graph=GraphChoice(kind != "launched", "a test"))
+    train_step = make_step(S2, make_task("rotation"), world=world, choices=choices)
     error: Exception | None = None
     with warnings.catch_warnings(record=True) as told:
         for number in range(16):
-            batch = part_of(noise_batch(task.views(2), GLOBAL_BATCH, number), rank, world_size)
+            batch = part_of(noise_batch(train_step.views, GLOBAL_BATCH, number), rank, world_size)
             try:
                 train_step.step([batch], lr=1e-3)
             except RuntimeError as caught:
                 error = caught
                 break
-    state = {name: value.clone() for name, value in module.state_dict().items()}
+    state = snapshot(train_step.module)
     lines = [str(each.message) for each in told]
     torch.save((state, lines, error and explained(error, [])), folder / f"{kind}-{rank}.pt")
     if error is None:
-        del train_step, module
+        del train_step
         leave_world()
     else:
         os._exit(0)  # as a process ends that has told its error; the group waits for the other rank
@@ -454,48 +426,38 @@ def test_a_rank_that_is_lost_in_a_captured_step_ends_the_other_in_one_line(kind:
 
 def report_steps(rank: int, world_size: int, folder: Path) -> None:
     """Report two steps, in which rank 1 counts other numbers of samples than rank 0."""
-    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     report = Reporter(
-        folder, world, batch_size=8, log_steps=2, resumed_run_step=0, tensorboard=False, wandb=False,
-        config={},
+        folder, rank_of(rank, world_size), batch_size=8, log_steps=2, resumed_run_step=0, tensorboard=False,
+        wandb=False, config={},
     )  # fmt: skip
-    report.stage_begins(make_plan("psl", (1, 1, 1))[0], 0, 2, 2)
+    report.stage_begins(S2, 0, 2, 2)
     for step, num in ((1, 4.0), (2, (0.0, 2.0)[rank])):
         values = torch.tensor([((1 + 2 * rank) * num, num), (0.0, 1.0)])
         report.step(step, step, 0.1, StepMetrics(("loss",), values))
     report.close()
 
 
-def in_a_process(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    for name in TASKS:
-        torch.save(weights_after_a_step(name, rank, world_size), f"{folder}/{name}-{rank}.pt")
-    torch.save(running_statistics(rank, world_size), f"{folder}/statistics-{rank}.pt")
-    report_steps(rank, world_size, Path(folder))
-    leave_world()
+def in_a_process(folder: Path, rank: int, world_size: int) -> dict[str, Any]:
+    report_steps(rank, world_size, folder)
+    learned = {name: weights_after_a_step(name, rank, world_size) for name in TASKS}
+    return learned | {"statistics": running_statistics(rank, world_size)}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder with the results of two processes for all tasks."""
+def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """Return the folder that two processes report to, and their results for all tasks."""
     path = tmp_path_factory.mktemp("world")
-    on_ranks(in_a_process, (2, str(path)), 2)
-    return path
+    return path, results_of_ranks(partial(in_a_process, path), 2, path)
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_two_ranks_learn_as_one(name: str, folder: Path) -> None:
-    first, second = (torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1))
-    alone = weights_after_a_step(name, 0, 1)
-    for key, value in alone.items():
-        assert torch.equal(first[key], second[key]), key
-        assert torch.allclose(first[key], value, atol=1e-5 * float(value.abs().max() + 1)), key
+def test_two_ranks_learn_as_one(name: str, of_ranks: Any) -> None:
+    assert_alike([rank[name] for rank in of_ranks[1]], weights_after_a_step(name, 0, 1))
 
 
-def test_running_statistics_are_rank_0s_where_they_are_read(folder: Path) -> None:
+def test_running_statistics_are_rank_0s_where_they_are_read(of_ranks: Any) -> None:
     """Frozen blocks and validation passes read them. No forward pass of a step waits for them."""
-    first, second = (torch.load(folder / f"statistics-{rank}.pt") for rank in (0, 1))
+    first, second = (rank["statistics"] for rank in of_ranks[1])
     for part, is_equal in (("before", True), ("stepped", False), ("evaluated", True)):
         assert all(map(torch.equal, first[part], second[part])) == is_equal, part
     assert all(map(torch.equal, first["stepped"], first["evaluated"]))
@@ -503,10 +465,9 @@ def test_running_statistics_are_rank_0s_where_they_are_read(folder: Path) -> Non
     assert all(map(torch.equal, first["before"][:3], second["stepped"][:3]))
 
 
-def test_reported_metrics_are_means_over_the_samples_of_all_ranks(folder: Path) -> None:
+def test_reported_metrics_are_means_over_the_samples_of_all_ranks(of_ranks: Any) -> None:
     """Each of rank 0's samples has the loss 1, and each of rank 1's 3. Rank 0 has none in the second step."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["loss"] for row in rows] == [2.0, 3.0]
+    assert [row["loss"] for row in records(of_ranks[0] / "metrics.jsonl")] == [2.0, 3.0]
 
 
 def test_the_record_is_of_all_ranks_and_of_this_machine() -> None:
@@ -517,191 +478,6 @@ def test_the_record_is_of_all_ranks_and_of_this_machine() -> None:
     assert record["packages"]["numpy"] == np.__version__
     names = {"torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton"}
     assert record["packages"].keys() == names
-
-
-RECIPE = ROOT / "tests" / "tasks" / "nearest_key_recipe.py"
-ARGUMENTS = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0", "--probe-every", "0")
-LONG = ("--epochs", "6", "6", "6")
-
-
-@pytest.mark.slow
-def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -> None:
-    """480 images in batches of 64 make 7 steps per epoch and 126 in all. Ranks confer once per second."""
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    process = run(RECIPE, *ARGUMENTS, *LONG, "--out", whole, ranks=2)
-    assert process.returncode == 0, process.stderr
-    slow = ("--checkpoint-steps", "1", "--keep-checkpoints", "5")  # leaves time for a signal within a stage
-    arguments = (*ARGUMENTS, *LONG, *slow, "--out", stopped)
-    _, output = run_until(RECIPE, *arguments, folder=stopped, step=17, number=signal.SIGTERM, ranks=2)
-    status = json.loads((stopped / "status.json").read_text())
-    assert status["state"] == "preempted", output
-    position = newest_checkpoint(stopped)["position"]
-    assert 17 <= position["run_step"] < 126 and status["step"] == position["step"]
-    process = run(RECIPE, *ARGUMENTS, *LONG, "--out", stopped, ranks=2)
-    assert process.returncode == 0, process.stderr
-    state, whole_state = newest_checkpoint(stopped), newest_checkpoint(whole)
-    task = whole_state["task"]
-    assert (task["nearest"] >= 0).sum() > 400 and task["queue"].shape == (64, 16)
-    assert digests(state) == digests(whole_state)
-    assert (stopped / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-    losses = [json.loads(line)["loss"] for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert sum(losses[11:14]) < 3 * max(losses[:3])  # the first is low, because the queue is noise
-
-
-@pytest.mark.nightly
-def test_ranks_do_not_each_compile(tmp_path: Path) -> None:
-    """With an empty numba cache, only one of two ranks saves each compiled function."""
-    arguments = (*ARGUMENTS, "--decoder", "ffcv", "--max-steps-per-stage", "1", "--out", tmp_path / "out")
-    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_DEBUG_CACHE": "1"}
-    process = run_fresh(RECIPE, *arguments, ranks=2, environment=cache)
-    assert process.returncode == 0, process.stderr
-    saved = re.findall(r"data saved to '([^']+)'", process.stdout)
-    assert saved and len(saved) == len(set(saved)), sorted(saved)
-    assert "data loaded from" in process.stdout
-
-
-DISTURBED = ROOT / "tests" / "engine" / "disturbed_recipe.py"
-FEW = "--checkpoint-steps 2 --max-steps-per-stage 14 --timeout-s 10 --keep-checkpoints 99"
-DISTURBED_ARGUMENTS = (*ARGUMENTS, *FEW.split())
-LIMIT_S = 400.0
-
-
-class Agent(Running):
-    """A torchrun of the recipe."""
-
-    def __init__(self, options: str, out: Path, **how: Any):
-        words = torchrun(options, DISTURBED, *DISTURBED_ARGUMENTS, "--out", out)
-        super().__init__(words, how.pop("environment", ENVIRONMENT), ROOT, together=True, **how)
-
-    def ranks(self) -> list[int]:
-        """Return the ids of the ranks' processes. They are forks, unlike multiprocessing's tracker."""
-        own = Path(f"/proc/{self.pid}/cmdline").read_bytes()
-        (children,) = Path(f"/proc/{self.pid}/task").glob(f"{self.pid}/children")
-        return [int(child) for child in children.read_text().split()
-                if Path(f"/proc/{child}/cmdline").read_bytes() == own]  # fmt: skip
-
-    def kill(self) -> None:
-        """Kill torchrun and its ranks, as if their machine was lost."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-
-
-@pytest.fixture
-def agents() -> Iterator[list[Agent]]:
-    started = list[Agent]()
-    yield started
-    for agent in started:
-        agent.kill()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run of two ranks that nothing disturbed."""
-    out = tmp_path_factory.mktemp("whole")
-    process = run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", out, ranks=2)
-    assert process.returncode == 0, process.stderr
-    return out
-
-
-def assert_close(out: Path, whole: Path) -> None:
-    """Check that a run saw the same images in the same views, and learned the same but for rounding."""
-    state, expected = newest_checkpoint(out), newest_checkpoint(whole)
-    assert state["position"]["run_step"] == expected["position"]["run_step"]
-    torch.testing.assert_close(state["backbone"], expected["backbone"], rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(state["train_step"], expected["train_step"], rtol=1e-3, atol=1e-4)
-    rows, expected_rows = (
-        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        for path in (out, whole)
-    )
-    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected_rows], rel=1e-3)
-
-
-@pytest.mark.slow
-def test_after_kills_torchrun_restarts_and_the_run_ends_as_never_disturbed(
-    whole: Path, tmp_path: Path, agents: list[Agent]
-) -> None:
-    """Each of the ranks is killed once."""
-    out = tmp_path / "out"
-    agent = Agent("--standalone --nproc-per-node=2 --max-restarts=2", out)
-    agents.append(agent)
-    for rank, step in enumerate((11, 27)):
-        wait_for_step(out, step, lambda: agent.code, LIMIT_S)
-        ranks = agent.ranks()
-        assert len(ranks) == 2, agent.texts
-        os.kill(ranks[rank], signal.SIGKILL)
-    code, text, _ = agent.wait(LIMIT_S)
-    assert code == 0 and text.count("resuming ") == 2 and "another process trains" not in text, text
-    assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
-    assert (out / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-    assert json.loads((out / "status.json").read_text())["state"] == "finished"
-
-
-@pytest.mark.slow
-def test_four_ranks_go_on_with_the_same_bits(tmp_path: Path) -> None:
-    """A sum over two ranks has the same bits in any order, one over four has not."""
-    whole, out, name = tmp_path / "whole", tmp_path / "out", "step-00000018.pt"
-    assert run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", whole, ranks=4).returncode == 0
-    (out / "checkpoints").mkdir(parents=True)
-    (out / "checkpoints" / name).write_bytes((whole / "checkpoints" / name).read_bytes())
-    lines = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (out / "metrics.jsonl").write_text("".join(lines[:18]))
-    process = run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", out, ranks=4)
-    assert process.returncode == 0, process.stderr
-    assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
-    assert (out / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-
-
-@pytest.mark.slow
-def test_one_rank_goes_on_where_two_stopped(whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    (out / "checkpoints").mkdir(parents=True)
-    name = "step-00000018.pt"
-    (out / "checkpoints" / name).write_bytes((whole / "checkpoints" / name).read_bytes())
-    lines = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (out / "metrics.jsonl").write_text("".join(lines[:18]))
-    process = run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", out, ranks=1)
-    assert process.returncode == 0 and "world_size 2 → 1" in process.stderr, process
-    assert_close(out, whole)
-
-
-@pytest.mark.slow
-def test_a_rank_that_hangs_in_a_step_leaves_the_step_before(whole: Path, tmp_path: Path) -> None:
-    """Rank 0 hangs in step 6 of stage 1 and ignores signals. Rank 1 waits for it."""
-    words = torchrun(2, DISTURBED, *DISTURBED_ARGUMENTS, "--out", tmp_path)
-    _, output, errors = Running(words, ENVIRONMENT | {"HANG_AT": "6"}, ROOT).wait(LIMIT_S)
-    status = json.loads((tmp_path / "status.json").read_text())
-    assert status == {"state": "preempted", "stage": 1, "step": 5, "reason": "interrupted"}, errors
-    assert newest_checkpoint(tmp_path)["position"]["run_step"] == 5
-    assert "after 5 steps of the run, without waiting" in output and "rank 1" not in errors
-    process = run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", tmp_path, ranks=2)
-    assert process.returncode == 0, process.stderr
-    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
-    assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-
-
-@pytest.mark.nightly
-def test_a_machine_is_lost_and_the_other_goes_on_alone(
-    whole: Path, tmp_path: Path, agents: list[Agent]
-) -> None:
-    """Two torchruns stand for two machines. The first one is also where they meet."""
-    out = tmp_path / "out"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = (
-        "--nnodes=1:2 --nproc-per-node=1 --max-restarts=3 --rdzv-backend=c10d --rdzv-id=elastic "
-        f"--rdzv-endpoint=127.0.0.1:{port} --local-addr=127.0.0.1 "
-        "--rdzv-conf=last_call_timeout=10,join_timeout=300"
-    )
-    for _ in range(2):
-        agents.append(Agent(options, out))
-        time.sleep(1)
-    wait_for_step(out, 17, lambda: agents[0].code, LIMIT_S)
-    agents[1].kill()
-    code, *_ = agents[0].wait(LIMIT_S)
-    texts = "".join(agent.texts[0] for agent in agents)
-    assert code == 0 and "world_size 2 → 1" in texts, texts
-    assert_close(out, whole)
 
 
 def test_a_copy_within_anothers_repository_has_no_commit(

@@ -42,12 +42,8 @@ def test_a_stage_ends_where_its_features_have_settled(rule: str, tmp_path: Path)
     if rule == "similarity":  # of all images of the look, which are fewer than NUM_COMPARED
         kept = state["probe"]["features"]
         assert kept.shape == (lines[-1]["num_train"], lines[-1]["channels"]) and len(kept) > 20
-    for stop in (
-        STEPS_PER_EPOCH,
-        STEPS_PER_EPOCH + 2,
-        length * STEPS_PER_EPOCH,
-        length * STEPS_PER_EPOCH + 7,
-    ):
+    end = length * STEPS_PER_EPOCH
+    for stop in (STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2, end, end + 7):
         assert not fit(tmp_path / "stopped", stop, **SETTLED[rule])
     assert fit(tmp_path / "stopped", **SETTLED[rule])
     assert timeless(probes(tmp_path / "stopped")) == timeless(lines)
@@ -55,9 +51,8 @@ def test_a_stage_ends_where_its_features_have_settled(rule: str, tmp_path: Path)
 
 
 def test_a_stage_has_its_least_epochs(tmp_path: Path) -> None:
-    assert fit(
-        tmp_path, **SETTLED["similarity"], freeze_min_epochs=3, max_steps_per_stage=4 * STEPS_PER_EPOCH
-    )
+    options = SETTLED["similarity"] | {"freeze_min_epochs": 3, "max_steps_per_stage": 4 * STEPS_PER_EPOCH}
+    assert fit(tmp_path, **options)
     summaries = newest_checkpoint(tmp_path)["position"]["summaries"]
     assert [each["num_steps"] for each in summaries] == [3 * STEPS_PER_EPOCH] * 3
 

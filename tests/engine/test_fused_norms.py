@@ -4,13 +4,12 @@ import copy
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,12 +25,12 @@ from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import folded
 from fastpsl.tasks.contrastive.moco import KeyEncoder
-from tests.engine.test_stage import VIEWS
+from tests.engine.steps import VIEWS
 from tests.engine.test_step_modes import make_train_step, values
 from tests.engine.tiny import TinyNet, noise_batch
 from tests.models.test_fold_batchnorm import Branches, as_after_training
 from tests.tasks.test_moco import query
-from tests.warm import on_ranks
+from tests.warm import results_of_ranks
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -420,34 +419,23 @@ def ranks_network() -> nn.Module:
     return net.to(memory_format=torch.channels_last)
 
 
-def of_a_rank(shares: Sequence[slice], rank: int, images: Tensor) -> list[Tensor]:
+def of_a_rank(images: Tensor, rank: int, num_ranks: int) -> list[Tensor]:
     """Return the result, gradients and statistics for a rank's images; a single rank has BatchNorm."""
     net = ranks_network()
-    if len(shares) > 1:
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    inputs = images[shares[rank]].contiguous(memory_format=torch.channels_last).requires_grad_()
+    if num_ranks > 1:
+        net, images = nn.SyncBatchNorm.convert_sync_batchnorm(net), images.split([2, 3])[rank]
+    inputs = images.contiguous(memory_format=torch.channels_last).requires_grad_()
     result = fused(net)(inputs)
     result.square().sum().backward()
     gradients = [parameter.grad for parameter in net.parameters()]
     return [result.detach(), inputs.grad, *gradients, *net.buffers()]  # type: ignore[list-item]
 
 
-SHARES = (slice(0, 2), slice(2, 5))
-
-
-def in_a_process(rank: int, folder: str, images: Tensor) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(of_a_rank(SHARES, rank, images), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_two_ranks_have_statistics_together(tmp_path: Path) -> None:
     """Ranks with 2 and 3 images get what one process gets for all 5. Gradients add up."""
     images = torch.randn(5, 8, 7, 8)
-    on_ranks(in_a_process, (str(tmp_path), images), 2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    alone = of_a_rank([slice(0, 5)], 0, images)
+    ranks = results_of_ranks(partial(of_a_rank, images), 2, tmp_path)
+    alone = of_a_rank(images, 0, 1)
     num_parameters = len(list(ranks_network().parameters()))
     for number, (first, second, one) in enumerate(zip(*ranks, alone, strict=True)):
         if number < 2:

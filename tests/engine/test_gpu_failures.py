@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +24,25 @@ from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import runs_closed, tiny_recipe
 from tests.slow import slow
 
+Launched = Callable[..., tuple[int, str]]
 
-def launched(
+
+@pytest.fixture
+def launched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Launched:
+    """Return a function that runs a recipe whose third step fails; it returns the exit code and the line."""
+
+    def failed(error: Exception, **options: Any) -> tuple[int, str]:
+        with pytest.MonkeyPatch.context() as patch:
+            code = code_of(tmp_path, error, patch, **options)
+        lines = capsys.readouterr().err.splitlines()
+        (line,) = (x for x in lines if x.startswith("tiny: "))
+        assert not any("Traceback" in x for x in lines)
+        return code, line
+
+    return failed
+
+
+def code_of(
     out: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, fails_at: int | None = 3, **options: Any
 ) -> int:
     """Run a recipe whose step number `fails_at` raises `error`, and return its exit code."""
@@ -59,16 +77,10 @@ def launched(
         ),
     ],
 )  # fmt: skip
-def test_out_of_the_machines_memory_is_one_line(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert launched(tmp_path, error, monkeypatch) == 2
-    output = capsys.readouterr().err
-    (line,) = (x for x in output.splitlines() if x.startswith("tiny: "))
-    assert (
-        "out of this machine's memory (" in line and "allocate" in line and "lower --prefetch-batches" in line
-    )
-    assert f"--out {tmp_path} starts anew" in line and "Traceback" not in output
+def test_out_of_the_machines_memory_is_one_line(error: Exception, tmp_path: Path, launched: Launched) -> None:
+    code, line = launched(error)
+    assert code == 2 and "out of this machine's memory (" in line and "allocate" in line
+    assert "lower --prefetch-batches" in line and f"--out {tmp_path} starts anew" in line
 
 
 @pytest.mark.parametrize(
@@ -80,15 +92,12 @@ def test_out_of_the_machines_memory_is_one_line(
     ],
 )
 def test_out_of_memory_in_a_step_says_where_and_what_takes_less(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, tmp_path: Path, launched: Launched
 ) -> None:
-    assert launched(tmp_path, error, monkeypatch) == 2
-    (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("tiny: "))
-    assert "out of GPU memory in stage 1, step 2, with 32 images per pass on each GPU in fp32" in line
-    assert (
-        "--accumulate 2 (the same batch, 16 images per pass), --precision fp16, or --batch-size 16 with"
-        in line
-    )
+    code, line = launched(error)
+    where = "out of GPU memory in stage 1, step 2, with 32 images per pass on each GPU in fp32"
+    less = "--accumulate 2 (the same batch, 16 images per pass), --precision fp16, or --batch-size 16 with"
+    assert code == 2 and where in line and less in line
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["state"] == "failed" and "out of GPU memory" in status["reason"]
     assert type(error).__name__ in (tmp_path / "error.txt").read_text()
@@ -97,7 +106,7 @@ def test_out_of_memory_in_a_step_says_where_and_what_takes_less(
 def test_an_error_of_ours_keeps_its_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert launched(tmp_path, RuntimeError("shapes differ"), monkeypatch) == 1
+    assert code_of(tmp_path, RuntimeError("shapes differ"), monkeypatch) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -195,15 +204,14 @@ LOST = [*map(RuntimeError, [
 
 @pytest.mark.parametrize("error", LOST, ids=lambda error: str(error)[-30:])
 def test_a_lost_rank_is_told_as_one_by_the_rank_that_lost_it(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, tmp_path: Path, launched: Launched
 ) -> None:
-    assert launched(tmp_path, error, monkeypatch, checkpoint_steps=1) == EXIT_CRASHED
-    output = capsys.readouterr().err
-    (line,) = (x for x in output.splitlines() if x.startswith("tiny: "))
-    assert line.startswith("tiny: a rank other than 0 has gone or hangs (") and "gloo" not in line
-    assert "look for its error in the log" in line and "bugs in" not in line
+    code, line = launched(error, checkpoint_steps=1)
+    assert code == EXIT_CRASHED and "look for its error in the log" in line
+    assert line.startswith("tiny: a rank other than 0 has gone or hangs (")
+    assert "gloo" not in line and "bugs in" not in line
     assert line.endswith(f"--out {tmp_path} goes on from step-00000002.pt")
-    assert "Traceback" not in output and "Traceback" in (tmp_path / "error.txt").read_text()
+    assert "Traceback" in (tmp_path / "error.txt").read_text()
 
 
 def test_words_of_other_errors_are_no_faults() -> None:
@@ -217,21 +225,19 @@ def test_words_of_other_errors_are_no_faults() -> None:
 
 @pytest.mark.parametrize("number", [0, *map(slow, (5, 6))])
 def test_a_fault_in_a_run_leaves_its_last_checkpoint_whole(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launched: Launched
 ) -> None:
     error, remedy = FAULTS[number]
-    with monkeypatch.context() as patch:
-        assert launched(tmp_path, error, patch, checkpoint_steps=1) == 2
-    output = capsys.readouterr().err
-    (line,) = (x for x in output.splitlines() if x.startswith("tiny: "))
-    assert remedy in line and line.endswith(f"--out {tmp_path} goes on from step-00000002.pt")
-    assert "Traceback" not in output and "Traceback" in (tmp_path / "error.txt").read_text()
+    code, line = launched(error, checkpoint_steps=1)
+    assert code == 2 and remedy in line
+    assert line.endswith(f"--out {tmp_path} goes on from step-00000002.pt")
+    assert "Traceback" in (tmp_path / "error.txt").read_text()
     status = json.loads((tmp_path / "status.json").read_text())
     assert status == {"state": "failed", "stage": 1, "step": 2, "reason": line.removeprefix("tiny: ")}
     # Another folder is needed, because this process still holds the lock of the first.
     newest = max((tmp_path / "checkpoints").iterdir())
     again = tmp_path / "again"
-    assert launched(again, error, monkeypatch, fails_at=None, resume=str(newest), max_steps_per_stage=3) == 0
+    assert code_of(again, error, monkeypatch, fails_at=None, resume=str(newest), max_steps_per_stage=3) == 0
     assert json.loads((again / "status.json").read_text())["state"] == "finished"
 
 

@@ -18,6 +18,7 @@ from fastpsl.engine.optim import optimisers
 from fastpsl.engine.optim.optimisers import LARS, lars
 from fastpsl.models.resnet import ResNet
 from fastpsl.tasks.contrastive.simclr import ProjectionHead
+from tests.engine.steps import at_rate
 from tests.fake_cuda import fake_cuda
 
 MOMENTUM, DECAY, EETA = 0.8, 0.03, 0.01
@@ -60,8 +61,7 @@ def steps(
 ) -> None:
     """Make the steps of all `gradients`; with a scaler, on scaled gradients."""
     for rate, step_gradients in zip(RATES, gradients(), strict=True):
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        at_rate(rate, optimiser)
         for name, parameter in named.items():
             parameter.grad = step_gradients[name].clone()
         if scaler is None:
@@ -155,8 +155,7 @@ def test_kernels_give_the_values_of_operations_on_a_gpu(monkeypatch: pytest.Monk
         torch.manual_seed(0)
         network = ResNet("resnet18").cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser: Any = lars(network.named_parameters(), momentum=MOMENTUM, weight_decay=DECAY, eeta=EETA)
-        for group in optimiser.param_groups:
-            group["lr"] = torch.full((), 0.3, device="cuda")
+        at_rate(torch.full((), 0.3, device="cuda"), optimiser)
         optimiser.grad_scale, optimiser.found_inf = torch.tensor([[8.0], [0.0]], device="cuda")
 
         def step(network: nn.Module = network, optimiser: Any = optimiser) -> None:
@@ -258,9 +257,7 @@ def test_weights_with_gaps_in_memory_step_as_others() -> None:
         optimiser = make_lars(named)
         for rate in RATES:
             named["a.weight"].grad = torch.arange(12.0).view(4, 3)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.step()
+            at_rate(rate, optimiser).step()
     assert torch.allclose(whole["a.weight"], gaps["a.weight"], rtol=1e-6) and values[:, 3:].abs().min() > 0
 
 

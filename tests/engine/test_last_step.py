@@ -5,17 +5,16 @@ import os
 import signal
 import socket
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from fastpsl.engine import last_step
@@ -29,16 +28,17 @@ from fastpsl.files import atomic
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.scripts.recipe_process import error_line
+from tests.engine.exact_signals import train_until
 from tests.engine.test_task_hooks import Asking, experiment
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import tiny_run
-from tests.fake_cuda import DEVICE, fake_cuda
 from tests.programs import digests, newest_checkpoint, newest_step
-from tests.recipes.in_process import start
+from tests.recipes.in_process import same_run, start
 from tests.slow import slow
 from tests.warm import CONTEXT
 
 NUM_STEPS = 4  # per stage, of which there are two
+LIMIT_S = 120.0
 left = threading.Event()
 
 
@@ -46,20 +46,25 @@ class Left(BaseException):
     """An exception instead of the process's end, so that the test continues."""
 
 
-class Hanging(Asking):
-    """A task that gets a signal in step `at` (of the run, from 1) and hangs, and whose state has a queue."""
+def hang(*numbers: signal.Signals) -> None:
+    """Send this process signals, and wait until it would end."""
+    for number in numbers or (signal.SIGTERM,):
+        os.kill(os.getpid(), number)
+    assert left.wait(LIMIT_S)
+    raise Left
 
-    def __init__(self, at: int | None = None, numbers: Sequence[signal.Signals] = (signal.SIGTERM,)) -> None:
+
+class Hanging(Asking):
+    """A task that hangs in step `at` of the run, from 1, or does another thing. Its state has a queue."""
+
+    def __init__(self, at: int | None = None, do: Callable[[], object] = hang) -> None:
         super().__init__()
-        self.at, self.numbers, self.queue = at, numbers, torch.zeros(8)
+        self.at, self.do, self.queue = at, do, torch.zeros(8)
 
     @override
     def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
         if arguments[1].training and len(self.trained) + 1 == self.at:
-            for number in self.numbers:
-                os.kill(os.getpid(), number)
-            assert left.wait(120)
-            raise Left
+            self.do()
         return super().loss(*arguments)
 
     @override
@@ -77,6 +82,23 @@ class Hanging(Asking):
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.queue = state["queue"]
+
+
+class Clustering(Hanging):
+    """A task that hangs, or does another thing, before its second epoch."""
+
+    @override
+    def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
+        return self.views(level)
+
+    @override
+    def start_epoch(self, context: Any) -> None:
+        if context.epoch == 1:
+            self.do()
+
+
+def reset_connection() -> None:
+    raise RuntimeError("Connection reset by peer")
 
 
 @pytest.fixture
@@ -129,7 +151,7 @@ def test_the_last_step_is_saved_and_gone_on_from(
     whole: Path, tmp_path: Path, at_once: list[int], capsys: pytest.CaptureFixture[str], at: int, numbers: Any
 ) -> None:
     with pytest.raises(Left):
-        fit(tmp_path, Hanging(at, numbers))
+        fit(tmp_path, Hanging(at, partial(hang, *numbers)))
     assert at_once == [75] and newest_step(tmp_path) == at - 1
     stage, step = divmod(at - 1, NUM_STEPS)
     expected = {"state": "preempted", "stage": stage + 1, "step": step, "reason": "interrupted"}
@@ -137,23 +159,19 @@ def test_the_last_step_is_saved_and_gone_on_from(
     output = capsys.readouterr().out
     assert f"after {at - 1} steps" in output and f"--out {tmp_path} goes on from there" in output
     fit(tmp_path, Hanging())
-    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
-    assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    same_run(whole, tmp_path, "metrics.jsonl")
 
 
 def test_a_failure_that_another_rank_has_reported_stays_on_record(tmp_path: Path, at_once: list[int]) -> None:
     """A launcher stops rank 0, which waits for a rank that failed. A script must not start that run again."""
 
-    class Lost(Hanging):
-        @override
-        def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
-            if arguments[1].training and len(self.trained) + 1 == self.at:
-                failed = {"state": "failed", "stage": 1, "step": 2, "reason": "rank 1: ValueError: no"}
-                (tmp_path / "status.json").write_text(json.dumps(failed))
-            return super().loss(*arguments)
+    def lose() -> None:
+        failed = {"state": "failed", "stage": 1, "step": 2, "reason": "rank 1: ValueError: no"}
+        (tmp_path / "status.json").write_text(json.dumps(failed))
+        hang()
 
     with pytest.raises(Left):
-        fit(tmp_path, Lost(3))
+        fit(tmp_path, Hanging(3, lose))
     assert at_once == [1] and newest_step(tmp_path) == 2
     assert status(tmp_path)["reason"] == "rank 1: ValueError: no"
 
@@ -186,19 +204,15 @@ def test_where_steps_are_short_none_is_kept_and_none_is_lost(
     """A long step after a short one is waited for, because only the network holds the step before."""
     monkeypatch.setattr(last_step, "LONG_STEP_S", 3600.0)
 
-    class Long(Hanging):
-        @override
-        def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
-            if arguments[1].training and len(self.trained) + 1 == self.at:
-                os.kill(os.getpid(), signal.SIGTERM)
-                watchers = [t for t in threading.enumerate() if t.name == "fastpsl-last-step"]
-                for thread in watchers:
-                    thread.join(120)
-                assert watchers and not any(thread.is_alive() for thread in watchers)
-            return Asking.loss(self, *arguments)
+    def wait_for_watchers() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        watchers = [t for t in threading.enumerate() if t.name == "fastpsl-last-step"]
+        for thread in watchers:
+            thread.join(LIMIT_S)
+        assert watchers and not any(thread.is_alive() for thread in watchers)
 
     with pytest.raises(AssertionError):  # it stopped after that step
-        fit(tmp_path, Long(3))  # the first step is kept
+        fit(tmp_path, Hanging(3, wait_for_watchers))  # the first step is kept
     assert not at_once and newest_step(tmp_path) == 3
 
 
@@ -206,19 +220,6 @@ def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
     tmp_path: Path, at_once: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(last_step, "LONG_STEP_S", 3600.0)
-
-    class Clustering(Hanging):
-        @override
-        def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
-            return self.views(level)
-
-        @override
-        def start_epoch(self, context: Any) -> None:
-            if context.epoch == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-                assert left.wait(120)
-                raise Left
-
     num_steps = stopped_in_the_second_epoch(tmp_path, Clustering(), Left)
     assert at_once == [75] and newest_step(tmp_path) == num_steps
 
@@ -231,7 +232,7 @@ def test_a_checkpoint_that_was_saved_is_not_written_over_by_the_step_before(tmp_
         keeper.keep({"backbone": {"w": torch.ones(1)}, "train_step": {"head": {}}})
         run.position.run_step = 2
         keeper.save({"backbone": {"w": torch.full((1,), 2.0)}, "train_step": {"head": {}}})
-        raise RuntimeError("Connection reset by peer")
+        reset_connection()
     run.close()
     assert newest_step(tmp_path) == 2 and newest_checkpoint(tmp_path)["backbone"]["w"] == 2
 
@@ -240,18 +241,8 @@ def test_a_checkpoint_that_was_saved_is_not_written_over_by_the_step_before(tmp_
 def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples are a lost rank, or data that fail, during the clustering of a million images."""
     monkeypatch.setattr(last_step, "LONG_STEP_S", 3600.0)
-
-    class Failing(Hanging):
-        @override
-        def pass_views(self, level: int) -> tuple[ViewSpec, ...]:
-            return self.views(level)
-
-        @override
-        def start_epoch(self, context: Any) -> None:
-            if context.epoch == 1:
-                raise RuntimeError("Connection reset by peer")
-
-    assert stopped_in_the_second_epoch(tmp_path, Failing(), RuntimeError) == newest_step(tmp_path)
+    num_steps = stopped_in_the_second_epoch(tmp_path, Clustering(do=reset_connection), RuntimeError)
+    assert newest_step(tmp_path) == num_steps
 
 
 @pytest.mark.usefixtures("at_once")
@@ -262,7 +253,7 @@ def test_before_the_monitor_looks_at_a_stages_end_the_last_step_is_kept(
 
     def probe(monitor: OnlineProbe, steps_per_epoch: int, last_step: int, release: Any) -> bool:
         if monitor.run.position.step == last_step:
-            raise RuntimeError("Connection reset by peer")
+            reset_connection()
         return True
 
     monkeypatch.setattr(OnlineProbe, "probe", probe)
@@ -278,15 +269,12 @@ def test_a_disk_that_is_full_ends_nothing(
         left.set()
         raise OSError(28, "No space left on device")
 
-    class Full(Hanging):
-        @override
-        def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
-            if arguments[1].training and len(self.trained) + 1 == self.at:
-                monkeypatch.setattr("fastpsl.models.checkpoint.CheckpointManager.save", full)
-            return super().loss(*arguments)
+    def fill_and_hang() -> None:
+        monkeypatch.setattr(CheckpointManager, "save", full)
+        hang()
 
     with pytest.raises(Left):
-        fit(tmp_path, Full(3))
+        fit(tmp_path, Hanging(3, fill_and_hang))
     assert not at_once and newest_step(tmp_path) == 0
     assert "cannot be saved: [Errno 28] No space left on device" in capsys.readouterr().err
 
@@ -326,15 +314,11 @@ def test_a_process_leaves_only_if_nothing_but_a_step_is_lost(
     run.close()
 
 
-LIMIT_S = 120.0
-
-
 def fit_three_stages(out: Path, runs: list[Run] | None = None) -> bool:
     """Train three stages of four steps, with a checkpoint of each step, from where the run in `out` ended."""
     run = tiny_run(out, max_steps_per_stage=4, keep_checkpoints=99, val=None, checkpoint_steps=1)
     (runs if runs is not None else []).append(run)
-    with closing(run):
-        return pretrain(tiny_experiment(), run)
+    return train_until(None, tiny_experiment(), run)
 
 
 @pytest.fixture(scope="module")
@@ -344,11 +328,10 @@ def whole_three_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def resumed_as_whole(out: Path, whole_three_stages: Path) -> bool:
+def assert_resumed(out: Path, whole_three_stages: Path) -> None:
     """Go on from the newest checkpoint and compare the end, bit for bit."""
     assert fit_three_stages(out)
-    assert (out / "metrics.jsonl").read_text() == (whole_three_stages / "metrics.jsonl").read_text()
-    return digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole_three_stages))
+    same_run(whole_three_stages, out, "metrics.jsonl")
 
 
 @pytest.fixture
@@ -389,12 +372,11 @@ def test_no_later_step_changes_what_is_written(
 ) -> None:
     saved, written = late_writes
     options: dict[str, Any] = {"keep_checkpoints": 99, "checkpoint_steps": 3, "val": None}
-    with closing(tiny_run(tmp_path, max_steps_per_stage=4, **options)) as run:
-        assert pretrain(tiny_experiment(), run)
+    assert train_until(None, tiny_experiment(), tiny_run(tmp_path, max_steps_per_stage=4, **options))
     assert list(written) == [3, 4, 6, 8, 9, 12]
     assert all(written[step] == saved[step] for step in written)
     assert written[12].items() <= digests(newest_checkpoint(tmp_path)).items()
-    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole_three_stages))
+    same_run(whole_three_stages, tmp_path)
 
 
 RECIPES: dict[str, tuple[object, ...]] = {
@@ -447,7 +429,7 @@ def test_killed_within_a_write_the_checkpoint_before_serves(
     process.join(LIMIT_S)
     assert process.exitcode == -signal.SIGKILL
     assert newest_step(tmp_path) == newest
-    assert resumed_as_whole(tmp_path, whole_three_stages)
+    assert_resumed(tmp_path, whole_three_stages)
 
 
 def test_a_signal_within_a_write_is_followed_by_both_checkpoints(
@@ -467,24 +449,15 @@ def test_a_signal_within_a_write_is_followed_by_both_checkpoints(
         assert not fit_three_stages(tmp_path, runs)
     last = newest_step(tmp_path)
     assert last >= 6 and runs[0].position.run_step == last
-    assert resumed_as_whole(tmp_path, whole_three_stages)
+    assert_resumed(tmp_path, whole_three_stages)
 
 
 def test_a_process_that_leaves_a_long_step_waits_for_the_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third step hangs. The second one's checkpoint is being written when the process is to leave."""
-    leaves, there, hangs, write = threading.Event(), list[int](), threading.Event(), Run.save
-    leave = LastStep._leave
-
-    class Long(Hanging):
-        @override
-        def loss(self, *arguments: Any) -> Any:
-            if arguments[1].training and len(self.trained) + 1 == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-                assert hangs.wait(LIMIT_S)
-                raise Left
-            return super().loss(*arguments)
+    leaves, there = threading.Event(), list[int]()
+    leave, write = LastStep._leave, Run.save
 
     def leaving(keeper: LastStep) -> None:
         leaves.set()
@@ -492,19 +465,20 @@ def test_a_process_that_leaves_a_long_step_waits_for_the_write(
 
     def exit_(code: int) -> None:
         there.append(newest_step(tmp_path))
-        hangs.set()
+        left.set()
 
     def slow_write(run: Run, step: int, state: dict[str, Any]) -> None:
         if step == 2:
             assert leaves.wait(LIMIT_S)
         write(run, step, state)
 
+    left.clear()
     monkeypatch.setattr(last_step, "LEAVE_AFTER_S", 0.01)
     monkeypatch.setattr(last_step.os, "_exit", exit_)
     monkeypatch.setattr(LastStep, "_leave", leaving)
     monkeypatch.setattr(Run, "save", slow_write)
     with pytest.raises(Left):
-        fit(tmp_path, Long(), checkpoint_steps=2)
+        fit(tmp_path, Hanging(3), checkpoint_steps=2)
     assert there == [2]
 
 
@@ -527,7 +501,7 @@ def test_a_disk_that_is_full_ends_the_run_with_a_line(
         f"space or choose another disk; the same command with --out {tmp_path} goes on from step-00000005.pt"
     )
     assert runs[0].position.run_step <= 7  # of the next step at the latest
-    assert resumed_as_whole(tmp_path, whole_three_stages)
+    assert_resumed(tmp_path, whole_three_stages)
 
 
 def test_short_steps_hear_of_a_full_disk_before_the_next_checkpoint(
@@ -562,98 +536,3 @@ def test_a_disk_that_does_not_answer_is_told_in_time(tmp_path: Path, monkeypatch
         f"{tmp_path}/checkpoints: cannot be written (it takes more than 0.05 s); choose a folder that can be "
         f"written; the same command with --out {tmp_path} starts anew, as there is no checkpoint yet"
     )
-
-
-def some_state() -> tuple[dict[str, Any], nn.Module]:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).to(memory_format=torch.channels_last)
-    labels = torch.arange(10, dtype=torch.int32)
-    state = {
-        "backbone": module.state_dict(),
-        "labels": labels[1:-1],
-        "wide": torch.ones(1).expand(5),
-        "half": torch.randn(3, 2).half().T,
-        "empty": torch.zeros(0, 4),
-        "count": torch.tensor(3),
-        "parameter": nn.Parameter(torch.ones(2)),
-        "array": np.arange(4),
-        "list": [1, [2.5, torch.zeros(2)], ("a", None)],
-        "position": {"step": 7, "summaries": [{"loss": 1.0}]},
-    }
-    return state, module
-
-
-def leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [leaf for name, part in value.items() for leaf in (name, *leaves(part))]
-    if isinstance(value, (list, tuple)):
-        return [type(value), *(leaf for part in value for leaf in leaves(part))]
-    if isinstance(value, Tensor):
-        return [value.dtype, value.shape, value.stride(), value.requires_grad, value.tolist()]
-    return [value.tolist() if isinstance(value, np.ndarray) else value]
-
-
-def change(value: Any) -> None:
-    """Change all that can be changed in place."""
-    if isinstance(value, dict):
-        for part in value.values():
-            change(part)
-        if "step" in value:
-            value["step"] = -1
-    elif isinstance(value, list):
-        for part in value:
-            change(part)
-        value.append(-1)
-    elif isinstance(value, tuple):
-        for part in value:
-            change(part)
-    elif isinstance(value, Tensor) and value.stride() != (0,):
-        value.detach().add_(1)
-    elif isinstance(value, np.ndarray):
-        value += 1
-
-
-def test_what_changes_later_is_not_seen() -> None:
-    state, module = some_state()
-    expected = leaves(state | {"parameter": state["parameter"].detach()})
-    i = expected.index("wide") + 3
-    assert expected[i] == (0,)
-    expected[i] = (1,)  # a copy has all values
-    copied = Snapshot().take(state)
-    assert leaves(copied) == expected
-    change(state)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.zero_()
-    assert leaves(copied) == expected
-    for tensor in (copied["labels"], copied["half"]):
-        assert tensor.untyped_storage().nbytes() == tensor.nbytes
-    backbone = copied["backbone"]
-    assert isinstance(backbone, OrderedDict) and backbone._metadata["1"] == {"version": 2}  # type: ignore[attr-defined]
-
-
-def test_memory_is_used_again_where_it_fits() -> None:
-    snapshot = Snapshot()
-    first = snapshot.take({"same": torch.zeros(4), "other": torch.zeros(4), "gone": torch.zeros(9)})
-    second = snapshot.take({"same": torch.ones(4), "other": torch.ones(5)})
-    assert second["same"].data_ptr() == first["same"].data_ptr() and second["same"].tolist() == [1] * 4
-    assert second["other"].tolist() == [1] * 5
-    assert len(snapshot._buffers) == 2
-
-
-def test_the_host_does_not_wait_for_a_gpu() -> None:
-    with fake_cuda() as cuda:
-        state = {"weights": torch.zeros(4, 3, device=DEVICE), "labels": torch.zeros(5, dtype=torch.int32)}
-        snapshot, synchronized = Snapshot(), list[object]()
-        with cuda.watched() as seen:
-            copied = snapshot.take(state)
-            assert not seen.waits
-            assert copied["weights"].device.type == "cpu" and copied["weights"].is_pinned()
-            assert not copied["labels"].is_pinned()
-        assert snapshot._arrived is not None
-        snapshot._arrived.synchronize = lambda: synchronized.append(1)  # type: ignore[method-assign]
-        snapshot.wait()
-        assert synchronized == [1]
-        snapshot.take({"labels": torch.zeros(5)})
-        snapshot.wait()
-        assert synchronized == [1]

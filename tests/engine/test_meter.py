@@ -17,14 +17,13 @@ from fastpsl.engine.distributed import World
 from fastpsl.engine.meter import Meter
 from fastpsl.engine.online_probe import OnlineProbe
 from fastpsl.engine.train_step import TrainStep
-from fastpsl.engine.trainer import pretrain
 from fastpsl.plots import charts
 from fastpsl.tables.runs import Run as Record
-from tests.engine.exact_signals import signal_at_step
+from tests.engine.exact_signals import train_until
 from tests.engine.test_trainer import tiny_experiment
-from tests.engine.tiny import tiny_run
+from tests.engine.tiny import one_process, tiny_run
 from tests.fake_nvml import Nvml
-from tests.programs import newest_checkpoint
+from tests.programs import newest_checkpoint, records
 from tests.threaded_world import results_of_threads
 
 GPU = torch.device("cuda", 0)
@@ -125,7 +124,7 @@ def test_the_counter_is_that_of_the_ranks_own_gpu(monkeypatch: pytest.MonkeyPatc
         library.status = 3  # NVML_ERROR_NOT_SUPPORTED
         assert running._counter() is None
     assert library.num_open == 0
-    with closing(Meter(World(0, 1, 0, 1, torch.device("cpu")), None)) as running:
+    with closing(Meter(one_process(), None)) as running:
         assert running._counter() is None and library.num_open == 0
 
 
@@ -149,16 +148,11 @@ def _steps_take_a_second(now: Now, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_looks_and_stages_have_what_the_training_took_over_a_stop(tmp_path: Path, now: Now) -> None:
     """After step 7 of 30, the run is stopped and resumed an hour later."""
     options: dict[str, Any] = {"batch_size": 96, "probe_every": 1}
-    run = tiny_run(tmp_path, **options)
-    signal_at_step(run, 7)
-    assert not pretrain(tiny_experiment(), run)
-    run.close()
+    assert not train_until(7, tiny_experiment(), tiny_run(tmp_path, **options))
     assert newest_checkpoint(tmp_path)["so_far"] == {"seconds": 7.0, "joules": 7 * WATTS, "images": 7 * 96}
     now.seconds += 3600
-    with closing(tiny_run(tmp_path, **options)) as run:
-        assert pretrain(tiny_experiment(), run)
-    lines = [json.loads(line) for line in (tmp_path / "probe.jsonl").read_text().splitlines()]
-    names = ("run_step", "seconds", "joules", "images")
+    assert train_until(None, tiny_experiment(), tiny_run(tmp_path, **options))
+    names, lines = ("run_step", "seconds", "joules", "images"), records(tmp_path / "probe.jsonl")
     assert [tuple(line[name] for name in names) for line in lines] == [
         *[(0, 0, 0, 0)] * 3, *((step, step, step * WATTS, step * 96) for step in range(5, 31, 5)),
     ]  # fmt: skip
@@ -174,16 +168,14 @@ def test_a_run_from_before_the_meter_goes_on_without_its_seconds(
     monkeypatch.setattr(charts, "draw_probes", lambda lines, path: path)
     options: dict[str, Any] = {"max_steps_per_stage": 1, "epochs": (1, 1, 1)}
     run = tiny_run(tmp_path, **options)
-    signal_at_step(run, 2)
-    pretrain(tiny_experiment(), run)
-    run.close()
+    train_until(2, tiny_experiment(), run)
     for path in run.checkpoints.paths():
         state = torch.load(path, weights_only=True)
         del state["so_far"]
         for summary in state["position"]["summaries"]:
             del summary["so_far"]
         torch.save(state, path)
-    with closing(tiny_run(tmp_path, **options)) as run:
-        assert pretrain(tiny_experiment(), run)
+    run = tiny_run(tmp_path, **options)
+    assert train_until(None, tiny_experiment(), run)
     ends = [summary.get("so_far") for summary in run.position.summaries]
     assert ends[-1] == {"seconds": None, "joules": None, "images": 3 * 32}

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -35,12 +35,12 @@ from fastpsl.pipelines.views import Input, ViewSpec, center_view
 from fastpsl.plots import charts
 from fastpsl.plots.charts import draw_probes
 from fastpsl.tasks.classify import Classify
-from tests.engine.exact_signals import before_asking
+from tests.engine.exact_signals import signal_when, train_until
 from tests.engine.test_reporter import Board
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, tiny_run
 from tests.pipelines.written import write_raw
-from tests.programs import digests, newest_checkpoint
+from tests.programs import digests, newest_checkpoint, records
 from tests.slow import slow
 
 STEPS_PER_EPOCH = 5  # 480 images in batches of 96
@@ -107,7 +107,7 @@ def fit(out: Path, experiment: Experiment | None = None, **options: Any) -> Run:
 
 
 def all_lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "probe.jsonl").read_text().splitlines()]
+    return records(out / "probe.jsonl")
 
 
 def probes(out: Path) -> list[dict[str, Any]]:
@@ -197,15 +197,6 @@ def test_looks_by_count_of_all_epochs_and_at_each_stages_end(tmp_path: Path) -> 
     assert [line["run_step"] for line in probes(tmp_path / "cut")] == [3, 6, 9]
 
 
-def stop_at(run: Run, when: Callable[[], bool]) -> None:
-    """Send the stop signal at an exact place."""
-
-    def request() -> None:
-        run.stop_signal.stop_requested |= when()
-
-    before_asking(run, request)
-
-
 @pytest.mark.parametrize("step", [slow(STEPS_PER_EPOCH), 2 * STEPS_PER_EPOCH])
 def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
@@ -218,7 +209,7 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
         return features(*arguments)
 
     monkeypatch.setattr(online, "features_of", note)
-    stop_at(run, lambda: step in looking)
+    signal_when(run, lambda: step in looking)
     assert not pretrain(tiny_experiment(), run)
     run.close()
     monkeypatch.undo()
@@ -243,9 +234,7 @@ def test_a_look_is_on_disk_before_it_is_drawn(tmp_path: Path, monkeypatch: pytes
 def test_lines_past_the_checkpoint_are_cut_and_made_again(whole: Path, tmp_path: Path) -> None:
     """The run resumes from step 5, which was probed. As after a kill, the file has a line and a half more."""
     run = probed_run(tmp_path, checkpoint_steps=STEPS_PER_EPOCH)
-    stop_at(run, lambda: run.position.run_step >= 7)
-    assert not pretrain(tiny_experiment(), run)
-    run.close()
+    assert not train_until(7, tiny_experiment(), run)
     max((tmp_path / "checkpoints").iterdir()).unlink()
     assert newest_checkpoint(tmp_path)["position"]["run_step"] == 5
     assert [line["run_step"] for line in probes(tmp_path)] == [5]
@@ -305,8 +294,7 @@ def test_a_look_is_recorded_with_its_place_and_drawn_at_the_runs_step(tmp_path: 
     """The stages of two epochs of five steps are cut after three."""
     run, board = probed_run(tmp_path, max_steps_per_stage=3), Board()
     run.reporter.board = board  # type: ignore[assignment]
-    assert pretrain(tiny_experiment(), run)
-    run.close()
+    assert train_until(None, tiny_experiment(), run)
     lines = probes(tmp_path)
     names = ("run_step", "stage", "level", "step", "epoch", "block")
     assert [tuple(line[name] for name in names) for line in lines] == [
@@ -375,10 +363,7 @@ def test_untrained_is_the_first_network_with_measured_statistics(whole: Path) ->
 def test_stages_have_both_accuracies_also_after_a_resume(whole: Path, tmp_path: Path) -> None:
     for out, steps in ((whole, ()), (tmp_path, (7, 17))):
         for step in steps:
-            run = probed_run(out)
-            stop_at(run, lambda run=run, step=step: run.position.run_step >= step)  # type: ignore[misc]
-            assert not pretrain(tiny_experiment(), run)
-            run.close()
+            assert not train_until(step, tiny_experiment(), probed_run(out))
         run = fit(out)
         ends = [line for line in probes(out) if line["step"] == 2 * STEPS_PER_EPOCH]
         for name in ("knn_accuracy", "knn_untrained"):

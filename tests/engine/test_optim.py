@@ -5,6 +5,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import torch
 from torch import nn
 
-from fastpsl.engine.distributed import World
 from fastpsl.engine.optim.optimisers import adam, fused_sgd, lars, require_apex, sgd
 from fastpsl.engine.optim.schedules import (
     Moment,
@@ -26,11 +26,10 @@ from fastpsl.engine.optim.schedules import (
 )
 from fastpsl.engine.options import SGDOptions
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.engine.train_step import TrainStep
 from fastpsl.scripts.recipe_files import find_recipe
-from tests.engine.test_stage import VIEWS, Brightness
-from tests.engine.tiny import TinyNet, noise_batch
+from tests.engine.steps import VIEWS, at_rate, make_step
+from tests.engine.tiny import noise_batch, one_process
 from tests.programs import ROOT
 
 
@@ -38,9 +37,7 @@ def test_biases_do_not_decay() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    optimiser = sgd(module.named_parameters(), momentum=0.9, weight_decay=0.5)
-    for group in optimiser.param_groups:
-        group["lr"] = 0.1
+    optimiser = at_rate(0.1, sgd(module.named_parameters(), momentum=0.9, weight_decay=0.5))
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimiser.step()
@@ -55,8 +52,7 @@ def test_everything_decays_where_asked_and_nesterov_is_torchs() -> None:
     twin = copy.deepcopy(module)
     optimiser = sgd(module.named_parameters(), weight_decay=0.5, nesterov=True, decay_biases=True)
     torchs = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=0.5, nesterov=True)
-    for group in optimiser.param_groups:
-        group["lr"] = 0.1
+    at_rate(0.1, optimiser)
     for _ in range(3):
         for parameter, twin_parameter in zip(module.parameters(), twin.parameters(), strict=True):
             parameter.grad = torch.randn_like(parameter)
@@ -73,9 +69,7 @@ def test_a_skipped_first_step_leaves_no_garbage_behind() -> None:
     for skipped in (0, 1, 3):
         torch.manual_seed(0)
         module = nn.Linear(200, 300)
-        optimiser = sgd(module.named_parameters(), weight_decay=0.0)
-        for group in optimiser.param_groups:
-            group["lr"] = 0.1
+        optimiser = at_rate(0.1, sgd(module.named_parameters(), weight_decay=0.0))
         for step in range(skipped + 2):
             for parameter in module.parameters():
                 parameter.grad = torch.full_like(parameter, 1.0 + step - skipped)
@@ -105,9 +99,7 @@ def test_adam_is_the_plain_formula(betas: tuple[float, float], weight_decay: flo
             moments[place] = mean, square
             scale = np.sqrt(square / (1 - second**step)) + 1e-8
             expected[place] -= rate * mean / (1 - first**step) / scale
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        optimiser.step()
+        at_rate(rate, optimiser).step()
     for parameter, values in zip(module.parameters(), expected, strict=True):
         np.testing.assert_allclose(parameter.detach().numpy(), values, rtol=1e-4, atol=1e-6)
 
@@ -185,10 +177,8 @@ def train_step(
     optimiser_of: Callable[..., torch.optim.Optimizer], precision: str, device: str = "cpu", **settings: Any
 ) -> TrainStep:
     torch.manual_seed(0)
-    backbone, task, stage = TinyNet(), Brightness(), make_plan("psl", (1, 1, 1))[1]
-    module = StageModule(StageBlocks(backbone, stage), task.head(1, 16), task).to(device)
-    optimiser = optimiser_of(module.learning_parameters(), **settings)
-    result = TrainStep(module, optimiser, VIEWS, precision, World(0, 1, 0, 1, torch.device(device)))
+    stage, optimiser = make_plan("psl", (1, 1, 1))[1], partial(optimiser_of, **settings)
+    result = make_step(stage, precision=precision, world=one_process(device), optimiser=optimiser)
     if precision == "fp16":
         # 65,536 overflows by itself.
         result.scaler.load_state_dict(result.scaler.state_dict() | {"scale": 256.0})
@@ -222,9 +212,8 @@ def test_it_learns_skips_and_counts_as_torchs_sgd(
 ) -> None:
     """Covers a skipped first step, unscaling of fp16's gradients, and weight decay without biases."""
     put_apex(tmp_path, monkeypatch, STANDS_IN)
-    apex_step, torch_step = (
-        train_step(make, precision, **({"weight_decay": 0.1} | settings)) for make in (fused_sgd, sgd)
-    )
+    settings = {"weight_decay": 0.1} | settings
+    apex_step, torch_step = (train_step(make, precision, **settings) for make in (fused_sgd, sgd))
     assert type(apex_step.optimiser).__mro__[1].__module__ == "apex.optimizers"
     apex_weights, torch_weights = train(apex_step, 4, broken), train(torch_step, 4, broken)
     # A rounding in float32 may change a rounding in fp16, and with it the gradients of later steps.
@@ -354,15 +343,19 @@ def test_a_warm_up_of_no_steps_changes_nothing() -> None:
     assert all(rate(of_stage(step, 8)) == plain(of_stage(step, 8)) for step in range(8))
 
 
+def of_three_stages(rate: Callable[[Moment], float]) -> list[float]:
+    """Return a schedule's rates over stages of 60, 70 and 70 epochs of five steps."""
+    return [
+        rate(Moment(step, epochs * 5, first, epochs, 200))
+        for first, epochs in ((0, 60), (60, 70), (130, 70))
+        for step in range(epochs * 5)
+    ]
+
+
 def test_one_cosine_goes_through_all_stages() -> None:
     """PSL: 60, 70 and 70 epochs "with a cosine decay schedule without restart"."""
     rate = cosine(0.3)
-    rates = [
-        rate(Moment(epoch * 5 + i, epochs * 5, first, epochs, 200))
-        for first, epochs in ((0, 60), (60, 70), (130, 70))
-        for epoch in range(epochs)
-        for i in range(5)
-    ]
+    rates = of_three_stages(rate)
     assert len(rates) == 1000
     for step, value in enumerate(rates):
         assert math.isclose(value, 0.15 * (1 + math.cos(math.pi * step / 1000)), abs_tol=1e-12), step
@@ -388,12 +381,7 @@ def test_a_line_falls_to_0(epoch: int, expected: float) -> None:
 
 
 def test_a_line_falls_at_each_step_through_all_stages() -> None:
-    rate = linear_decay(0.1)
-    rates = [
-        rate(Moment(step, epochs * 5, first, epochs, 200))
-        for first, epochs in ((0, 60), (60, 70), (130, 70))
-        for step in range(epochs * 5)
-    ]
+    rates = of_three_stages(linear_decay(0.1))
     assert rates == pytest.approx([0.1 - 0.0001 * step for step in range(1000)], rel=1e-9)
 
 

@@ -30,28 +30,23 @@ from fastpsl.engine.reporter import (
 )
 from fastpsl.engine.stage_blocks import StepMetrics
 from fastpsl.engine.time_left import WorkAhead
-from fastpsl.engine.trainer import pretrain
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.loader.batch import BadSample
 from fastpsl.plots.charts import draw_curve
+from tests.engine.exact_signals import train_until
 from tests.engine.test_trainer import lines, tiny_experiment
 from tests.engine.tiny import one_process, tiny_run
+from tests.programs import records
 from tests.warm import results_of_ranks
 
 STAGE = make_plan("psl", (1, 1, 1))[0]
 
 
 def reporter(
-    folder: Path,
-    log_steps: int = 3,
-    resumed: int = 0,
-    *,
-    rank: int = 0,
-    local_rank: int = 0,
-    wandb: bool = False,
+    folder: Path, log_steps: int = 3, resumed: int = 0, *, wandb: bool = False, **of_world: int
 ) -> Reporter:
     return Reporter(
-        folder, replace(one_process(), rank=rank, local_rank=local_rank), batch_size=4, log_steps=log_steps,
+        folder, replace(one_process(), **of_world), batch_size=4, log_steps=log_steps,
         resumed_run_step=resumed, tensorboard=True, wandb=wandb, config={"lr": 0.1},
     )  # fmt: skip
 
@@ -129,10 +124,8 @@ def test_all_ranks_end_a_training_whose_last_loss_is_not_finite(name: str, tmp_p
     with closing(reporter(tmp_path)) as report:
         values([1.0, math.nan, 1.0])
     (tmp_path / "metrics.jsonl").unlink()
-    with (
-        closing(reporter(tmp_path)) as report,
-        pytest.raises(ValueError, match="such loss of S1 is that of step 2"),
-    ):
+    words = "such loss of S1 is that of step 2"
+    with closing(reporter(tmp_path)) as report, pytest.raises(ValueError, match=words):
         values([1.0, math.nan, 1.0, math.inf, 0.0])
 
 
@@ -157,7 +150,7 @@ def test_lines_past_the_resumed_step_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"run_step": {n}, "stage": "S1"}}\n' for n in range(1, 6)) + '{"run_st')
     MetricsFile(path, 3)
-    assert [json.loads(line)["run_step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert [row["run_step"] for row in records(path)] == [1, 2, 3]
     MetricsFile(path, 0)
     assert path.read_text() == ""
 
@@ -169,11 +162,17 @@ def test_losses_are_those_of_a_stages_steps_that_have_one(tmp_path: Path) -> Non
     assert file.losses("S1") == [2.0, 1.0] and file.losses("S2") == [3.0] and file.losses("S3") == []
 
 
-def test_a_choice_is_printed_where_it_changes(tmp_path: Path) -> None:
-    report = reporter(tmp_path)
+def text_shown(report: Reporter) -> io.StringIO:
+    """Return a stream that gets what the reporter prints."""
     assert report.screen
     text = io.StringIO()
     report.screen.console = Console(file=text, width=100)
+    return text
+
+
+def test_a_choice_is_printed_where_it_changes(tmp_path: Path) -> None:
+    report = reporter(tmp_path)
+    text = text_shown(report)
     for mode in ("eager", "eager", "fused", "eager"):
         report.log_choice("step", f"{mode}: asked for")
         report.log_choice("decoder", "ffcv")
@@ -185,9 +184,7 @@ def test_a_choice_is_printed_where_it_changes(tmp_path: Path) -> None:
 
 def test_the_runs_length_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = reporter(tmp_path, log_steps=2)
-    assert report.screen
-    text = io.StringIO()
-    report.screen.console = Console(file=text, width=100)
+    text = text_shown(report)
     for ahead in (WorkAhead(1, 2, 300.0), WorkAhead(2, 2, 0.0)):
         report.stage_begins(STAGE, 0, 62, 100, ahead)
         for i in range(1, 7):
@@ -339,9 +336,8 @@ def test_rank_0_sends_curves_to_wandb_and_a_resume_goes_on_with_them(
     import wandb
 
     begun, sent = list[dict[str, Any]](), list[tuple[int, dict[str, float]] | str]()
-    run = SimpleNamespace(
-        log=lambda values, step: sent.append((step, values)), finish=lambda: sent.append("finished")
-    )
+    note = lambda values, step: sent.append((step, values))
+    run = SimpleNamespace(log=note, finish=lambda: sent.append("finished"))
 
     def init(**options: Any) -> Any:
         begun.append(options)
@@ -454,8 +450,7 @@ def add(log: EpochLog, run_step: int, epoch: float, figure: int) -> None:
 
 
 def places(path: Path) -> list[tuple[int, float, int]]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(line["run_step"], line["epoch"], line["figure"]) for line in lines]
+    return [(line["run_step"], line["epoch"], line["figure"]) for line in records(path)]
 
 
 def test_a_line_replaces_those_of_its_place_and_later_ones(path: Path) -> None:
@@ -482,6 +477,10 @@ def told(*fetches: str) -> list[str]:
     return texts
 
 
+def fetches(marks: str, length: int) -> list[str]:
+    return [marks[start : start + length] for start in range(0, len(marks), length)]
+
+
 def test_each_fetch_with_skipped_steps_has_a_line() -> None:
     assert told("x", "x..x.....x", "." * 10, "xxxxx") == [
         "1 of steps 1 to 1 had", "3 of steps 2 to 11 had", "", "5 of steps 22 to 26 had"
@@ -490,13 +489,10 @@ def test_each_fetch_with_skipped_steps_has_a_line() -> None:
 
 @pytest.mark.parametrize("length", [1, 7, 250])
 def test_a_hundred_in_a_row_are_the_end(length: int) -> None:
-    def fetches(marks: str) -> list[str]:
-        return [marks[start : start + length] for start in range(0, len(marks), length)]
-
-    told(*fetches("x" * 99 + "." + "x" * 99))
+    told(*fetches("x" * 99 + "." + "x" * 99, length))
     words = r"diverged: the last 10\d steps had" if length == 7 else "the last 100 "
     with pytest.raises(ValueError, match=words):
-        told(*fetches("." + "x" * 100))
+        told(*fetches("." + "x" * 100, length))
 
 
 @pytest.mark.parametrize("length", [1, 7, 250])
@@ -504,10 +500,10 @@ def test_more_than_half_of_two_hundred_are_the_end(length: int) -> None:
     """The first steps of a stage do not count, because fp16 looks for its scale in them."""
     some, most = "x." * (WINDOW // 2), "xx." * (WINDOW // 2)
     for marks in ("xx." * (FIRST_STEPS // 3) + "." + some * 3, "xx." * 65 + "." * 200 + some):
-        told(*[marks[start : start + length] for start in range(0, len(marks), length)])
+        told(*fetches(marks, length))
     marks = "." * FIRST_STEPS + some + most
     with pytest.raises(ValueError, match=r"diverged: 1\d\d of the last 200 steps had"):
-        told(*[marks[start : start + length] for start in range(0, len(marks), length)])
+        told(*fetches(marks, length))
 
 
 def test_a_diverged_run_ends_and_its_losses_are_on_record(
@@ -515,10 +511,9 @@ def test_a_diverged_run_ends_and_its_losses_are_on_record(
 ) -> None:
     """An infinite rate spoils the weights in the first step, and no later one has finite gradients."""
     monkeypatch.setattr("fastpsl.engine.reporter.WINDOW", 14)
-    run = tiny_run(tmp_path, log_steps=3)
+    spoilt = replace(tiny_experiment(), schedule=lambda _: float("inf"))
     with pytest.raises(ValueError, match="the last 8 steps had gradients that are not finite"):
-        pretrain(replace(tiny_experiment(), schedule=lambda _: float("inf")), run)
-    run.close()
+        train_until(None, spoilt, tiny_run(tmp_path, log_steps=3))
     rows = lines(tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 10)) and rows[0]["loss"] == rows[0]["loss"]
     assert all(row["loss"] != row["loss"] for row in rows[1:])
@@ -529,22 +524,18 @@ def test_a_stage_does_not_begin_with_weights_that_are_not_finite(tmp_path: Path)
     experiment = tiny_experiment()
     norm = experiment.backbone.get_submodule("parts.0.1")
     norm.running_var[0] = -1.0  # type: ignore[index,operator]
-    with closing(tiny_run(tmp_path)) as run, pytest.raises(ValueError, match="network begins the stage with"):
-        pretrain(experiment, run)
+    with pytest.raises(ValueError, match="network begins the stage with"):
+        train_until(None, experiment, tiny_run(tmp_path))
     options: dict[str, Any] = {"max_steps_per_stage": 2, "checkpoint_steps": 1, "keep_checkpoints": 9}
-    with closing(tiny_run(tmp_path, **options)) as run:
-        pretrain(tiny_experiment(), run)
+    train_until(None, tiny_experiment(), tiny_run(tmp_path, **options))
     path = tmp_path / "checkpoints" / "step-00000001.pt"
     state = read_checkpoint(path)
     next(iter(state["train_step"]["head"].values()))[...] = math.nan
     path.unlink()
     CheckpointManager(path.parent, 9).save(1, state)
     words = r"step-00000001.pt begins the stage with values .* in 1 tensor \("
-    with (
-        closing(tiny_run(tmp_path, resume=str(path), **options)) as run,
-        pytest.raises(ValueError, match=words),
-    ):
-        pretrain(tiny_experiment(), run)
+    with pytest.raises(ValueError, match=words):
+        train_until(None, tiny_experiment(), tiny_run(tmp_path, resume=str(path), **options))
 
 
 def test_a_checkpoint_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
@@ -563,9 +554,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
 
     experiment.task.after_step = spoil  # type: ignore[method-assign]
     good = "step-00000004.pt"
-    words = (
-        f"after step 6 of the run, 1 of its weights .* such as parts.0.1.running_var; the last good .*{good};"
-    )
-    with closing(run), pytest.raises(ValueError, match=words):
-        pretrain(experiment, run)
+    words = f"after step 6 of the run, 1 of its weights .* such as parts.0.1.running_var; .* good .*{good};"
+    with pytest.raises(ValueError, match=words):
+        train_until(None, experiment, run)
     assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == good

@@ -18,16 +18,16 @@ from fastpsl.engine.distributed import World
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.run import RunData, choose_run_decoder, decoder_choice
-from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.pipelines.decoders import libffcv, resident
 from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.pseudo_labels.file import write_labels
 from fastpsl.tasks.pseudo_labels.scores import label_figures
+from tests.engine.exact_signals import train_until
 from tests.engine.test_step_modes import stopped_in_mid_stage
 from tests.engine.test_trainer import fit, tiny_experiment
-from tests.engine.tiny import tiny_run
+from tests.engine.tiny import one_process, tiny_run
 from tests.pipelines.written import write_labelled
 from tests.programs import ROOT, newest_checkpoint
 from tests.test_api import pretrain as pretrain_by_api
@@ -43,8 +43,7 @@ def test_a_task_that_needs_labels_refuses_data_without(tmp_path: Path) -> None:
         experiment = tiny_experiment()
         experiment.task.needs_labels = True  # type: ignore[attr-defined]
         options: dict[str, Any] = {"data": str(data), "val": None, "batch_size": 4, "max_steps_per_stage": 1}
-        with closing(tiny_run(tmp_path / "out", **options)) as run:
-            return pretrain(experiment, run)
+        return train_until(None, experiment, tiny_run(tmp_path / "out", **options))
 
     labelled = write_labelled(tmp_path / "labelled.beton", range(8))
     without = write_labelled(tmp_path / "without.beton", (0, 1, -1, 3, -1, 5, 6, 7))
@@ -105,7 +104,7 @@ def test_the_share_of_the_jpeg_engines_reaches_the_loader(
 
     monkeypatch.setattr(run_module, "Loader", build)
     options = PretrainOptions(data=str(sample_paths().train_32), hw_decoder_load=share)
-    with closing(RunData(options, World(0, 1, 0, 1, torch.device("cpu")))) as run_data:
+    with closing(RunData(options, one_process())) as run_data:
         run_data.loader(run_data.train, [ViewSpec(ShorterSideCrop(32, 32))], train=False)
     assert given == [share]
 

@@ -7,55 +7,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.distributed import World
-from fastpsl.engine.optim.optimisers import sgd
-from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
-from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import StageModule, TrainStep
-from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.views import ViewSpec
+from tests.engine.steps import VIEWS, Brightness, make_step, snapshot
 from tests.engine.tiny import TinyNet, noise_batch, part_of
 
-CPU = World(0, 1, 0, 1, torch.device("cpu"))
-VIEWS = (ViewSpec(RandomResizedCrop(32)),)
 S1 = make_plan("psl", (1, 1, 1))[0]
-
-
-class Brightness(Task):
-    """A minimal task that regresses the mean of an image. `factor` can make the loss non-finite."""
-
-    factor = 1.0
-
-    num_levels = 3
-
-    @override
-    def views(self, level: int) -> tuple[ViewSpec, ...]:
-        return VIEWS
-
-    @override
-    def head(self, level: int, channels: int) -> nn.Module:
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
-
-    @override
-    def loss(self, blocks: nn.Module, head: nn.Module, inputs: Any, batch: Batch) -> tuple[Tensor, Any]:
-        loss = (head(blocks(inputs[0]))[:, 0] - inputs[0].mean((1, 2, 3))).square().mean() * self.factor
-        return loss, {"loss": (loss.detach(), torch.ones((), device=loss.device))}
-
-
-def train_step_of(
-    stage: Stage, task: Task | None = None, precision: str = "fp32", backbone: Any = None, **blocks: Any
-) -> TrainStep:
-    """Build a step of `Brightness` or another task, on TinyNet or another backbone."""
-    backbone, task = backbone or TinyNet(), task or Brightness()
-    head = task.head(1, backbone.channels[stage.last_block - 1])
-    module = StageModule(StageBlocks(backbone, stage, **blocks), head, task)
-    return TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
-
-
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 @pytest.mark.parametrize("plan", ["psl", "sl", "psl_f", "end_to_end"])
@@ -66,7 +24,7 @@ def test_exactly_the_learning_blocks_change(plan: str, frozen_batchnorm: str) ->
     for number, block in enumerate(backbone.blocks(), start=1):
         block.register_forward_hook(lambda module, args, output, number=number: calls.append(number))
     for stage in make_plan(plan, (1, 1, 1)):
-        train_step = train_step_of(stage, backbone=backbone, frozen_batchnorm=frozen_batchnorm)
+        train_step = make_step(stage, backbone=backbone, frozen_batchnorm=frozen_batchnorm)
         before = [snapshot(block) for block in backbone.blocks()]
         head_before = snapshot(train_step.module.head)
         calls.clear()
@@ -90,14 +48,16 @@ def test_every_group_of_parameters_has_the_steps_rate() -> None:
     weights = []
     for is_split in (False, True):
         torch.manual_seed(0)
-        module = StageModule(StageBlocks(TinyNet(), stage), Brightness().head(1, 16), Brightness())
-        parameters = [p for _, p in module.learning_parameters()]
-        groups = [parameters[::2], parameters[1::2]] if is_split else [parameters]
-        optimiser = torch.optim.SGD([{"params": group} for group in groups], lr=9.0, fused=True)
-        train_step = TrainStep(module, optimiser, VIEWS, "fp32", CPU)
+
+        def optimiser(named: Any, is_split: bool = is_split) -> torch.optim.SGD:
+            parameters = [p for _, p in named]
+            groups = [parameters[::2], parameters[1::2]] if is_split else [parameters]
+            return torch.optim.SGD([{"params": group} for group in groups], lr=9.0, fused=True)
+
+        train_step = make_step(stage, optimiser=optimiser)
         for rate in (0.1, 0.05):
             train_step.step([noise_batch(VIEWS, 4)], lr=rate)
-        weights.append(torch.cat([p.detach().flatten() for p in parameters]))
+        weights.append(torch.cat([p.detach().flatten() for p in train_step.module.parameters()]))
     assert torch.allclose(weights[0], weights[1], atol=1e-6)
 
 
@@ -134,7 +94,7 @@ def test_accumulated_batches_give_the_mean_gradient() -> None:
     weights = []
     for parts in (1, 2, 4):
         torch.manual_seed(0)
-        train_step = train_step_of(make_plan("end_to_end", (1, 1, 1))[0])
+        train_step = make_step(make_plan("end_to_end", (1, 1, 1))[0])
         train_step.module.eval()  # in train mode, BatchNorm's statistics would depend on the batches
         train_step.step([part_of(batch, number, parts) for number in range(parts)], 0.5, parts)
         weights.append(torch.cat([p.detach().flatten() for p in train_step.module.parameters()]))
@@ -145,11 +105,11 @@ def test_accumulated_batches_give_the_mean_gradient() -> None:
 def test_steps_with_non_finite_gradients_change_nothing_and_are_counted(precision: str) -> None:
     torch.manual_seed(0)
     task = Brightness()
-    train_step = train_step_of(S1, task, precision)
+    train_step = make_step(S1, task, precision=precision)
     module = train_step.module
     train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 1.0})
     train_step.step([noise_batch(VIEWS, 4)], lr=0.1)
-    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    before = snapshot(module)
     task.factor = float("nan")
     train_step.step([noise_batch(VIEWS, 4)], lr=0.1)
     assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
@@ -159,7 +119,7 @@ def test_steps_with_non_finite_gradients_change_nothing_and_are_counted(precisio
 @pytest.mark.parametrize(("precision", "scale"), [("fp32", 1.0), ("bf16", 1.0), ("fp16", 65536.0)])
 def test_the_first_scale_of_gradients(precision: str, scale: float) -> None:
     """In fp16 it is torch's own, 2 to the 16."""
-    assert train_step_of(S1, precision=precision).scaler.get_scale() == scale
+    assert make_step(S1, precision=precision).scaler.get_scale() == scale
 
 
 @pytest.mark.parametrize(
@@ -167,7 +127,7 @@ def test_the_first_scale_of_gradients(precision: str, scale: float) -> None:
 )
 def test_a_warm_up_computes_in_the_steps_precision(precision: str, dtype: torch.dtype) -> None:
     seen: list[torch.dtype] = []
-    train_step_of(S1, precision=precision).warm_up(
+    make_step(S1, precision=precision).warm_up(
         lambda blocks, head, inputs, batch: seen.append(head(blocks(inputs[0])).dtype), noise_batch(VIEWS, 4)
     )
     assert seen == [dtype]
@@ -176,7 +136,7 @@ def test_a_warm_up_computes_in_the_steps_precision(precision: str, dtype: torch.
 def test_bf16_leaves_weights_momenta_and_statistics_in_float32() -> None:
     """BatchNorm's statistics are those of the bf16 outputs before it, summed in float32."""
     torch.manual_seed(0)
-    train_step = train_step_of(make_plan("end_to_end", (1, 1, 1))[0], precision="bf16")
+    train_step = make_step(make_plan("end_to_end", (1, 1, 1))[0], precision="bf16")
     net, seen = train_step.module, list[tuple[nn.BatchNorm2d, Tensor]]()
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -205,7 +165,7 @@ def test_an_evaluation_is_of_the_samples_that_count(monkeypatch: pytest.MonkeyPa
             values = next(pending).items()
             return torch.zeros(()), {name: tuple(map(torch.tensor, pair)) for name, pair in values}
 
-    train_step = train_step_of(S1, Told())
+    train_step = make_step(S1, Told())
     batches = [noise_batch(VIEWS, 4)] * 2
     result = train_step.evaluate(batches, VIEWS, lambda: False)
     assert result == {"loss": 0.5, "late": 0.5} and train_step.module.training

@@ -11,29 +11,39 @@ import pytest
 import torch
 
 from fastpsl.engine import stage_bench
-from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.gpu import milliseconds, samples_per_s
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_bench import StageBench, endless
+from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.tasks.rotation import Rotation
-from tests.engine.tiny import TinyNet, noise_batch
+from tests.engine.tiny import TinyNet, noise_batch, one_process
+
+
+def bench_of(data: Beton, task: Rotation, net: Backbone, seconds: float = 0.0) -> StageBench:
+    """Return a benchmark of a stage whose step has two batches of two images."""
+    options = PretrainOptions(batch_size=4, accumulate=2, epochs=(1, 1, 1), decoder="pillow")
+    experiment = Experiment(task, net, make_plan("psl", (1, 1, 1)), cosine(0.1))
+    place_backbone(experiment, options, one_process())
+    return StageBench(experiment, 1, options, data, one_process(), seconds=seconds)
+
+
+@pytest.fixture
+def bench() -> StageBench:
+    with Beton(sample_paths().train) as data:
+        return bench_of(data, Rotation(shorter_px=36, size_px=32), TinyNet())
 
 
 def test_rates_of_a_stage() -> None:
-    options = PretrainOptions(batch_size=4, accumulate=2, epochs=(1, 1, 1), decoder="pillow")
-    world = World(0, 1, 0, 1, torch.device("cpu"))
     task = Rotation(shorter_px=36, size_px=32, rotations_per_image="all")
-    experiment = Experiment(task, make_backbone("resnet18"), make_plan("psl", (1, 1, 1)), cosine(0.1))
-    place_backbone(experiment, options, world)
     with Beton(sample_paths().train) as data:
-        bench = StageBench(experiment, 1, options, data, world, seconds=0.01)
+        bench = bench_of(data, task, make_backbone("resnet18"), seconds=0.01)
         assert bench.batch_size == 4 // 2
         assert bench.synthetic_batch() is bench.synthetic_batch()
         steps = []
@@ -45,24 +55,12 @@ def test_rates_of_a_stage() -> None:
         assert len(bench.augment_ms(2)) == 2 and len(steps) == before + 4
 
 
-def bench_of() -> StageBench:
-    """Return a benchmark of a stage whose step has two batches of two images."""
-    options = PretrainOptions(batch_size=4, accumulate=2, epochs=(1, 1, 1), decoder="pillow")
-    world = World(0, 1, 0, 1, torch.device("cpu"))
-    task = Rotation(shorter_px=36, size_px=32)
-    experiment = Experiment(task, TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1))
-    with Beton(sample_paths().train) as data:
-        return StageBench(experiment, 1, options, data, world, seconds=0.0)
-
-
 def test_a_step_is_the_trainers_and_counts_the_images_of_all_its_batches(
-    monkeypatch: pytest.MonkeyPatch,
+    bench: StageBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = bench_of()
     steps, task, calls = list[tuple[int, float, int]](), bench.experiment.task, list[str]()
-    monkeypatch.setattr(
-        bench.train_step, "step", lambda batches, lr, num: steps.append((len(list(batches)), lr, num))
-    )
+    note = lambda batches, lr, num: steps.append((len(list(batches)), lr, num))
+    monkeypatch.setattr(bench.train_step, "step", note)
     monkeypatch.setattr(task, "num_warm_up_batches", lambda stage: 3)
     monkeypatch.setattr(bench.train_step, "warm_up", lambda *_: calls.append("warm-up"))
     monkeypatch.setattr(bench, "synthetic_batch", lambda: None)
@@ -72,9 +70,8 @@ def test_a_step_is_the_trainers_and_counts_the_images_of_all_its_batches(
 
 
 def test_a_loader_alone_is_timed_over_as_many_epochs_as_the_time_takes(
-    monkeypatch: pytest.MonkeyPatch,
+    bench: StageBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = bench_of()
     loader: Any = SimpleNamespace(
         prefetch_batches=2, device=bench.world.device,
         epoch=lambda epoch: (SimpleNamespace(indices=[epoch, step]) for step in range(4)),
@@ -91,8 +88,10 @@ def test_a_loader_alone_is_timed_over_as_many_epochs_as_the_time_takes(
     assert bench.loader_alone() == 3.0 and counted == 11 * [2]
 
 
-def test_the_first_step_on_a_loaders_batches_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, calls = bench_of(), list[str]()
+def test_the_first_step_on_a_loaders_batches_is_not_timed(
+    bench: StageBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[str]()
     loader: Any = SimpleNamespace(prefetch_batches=2, epoch=lambda epoch: iter([]))
     monkeypatch.setattr(bench, "loader", lambda decoder: nullcontext(loader))
     monkeypatch.setattr(bench, "_step", lambda batches: calls.append("step"))
@@ -106,8 +105,7 @@ def test_the_first_step_on_a_loaders_batches_is_not_timed(monkeypatch: pytest.Mo
     assert bench.both() == 5.0 and calls == ["step", "clock", "step"]
 
 
-def test_synthetic_data_are_drawn_in_random_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = bench_of()
+def test_synthetic_data_are_drawn_in_random_order(bench: StageBench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.options = replace(bench.options, order="quasi_random")
     orders = list[str]()
     monkeypatch.setattr(
@@ -121,9 +119,8 @@ def test_synthetic_data_are_drawn_in_random_order(monkeypatch: pytest.MonkeyPatc
 
 def test_batches_that_were_ready_before_are_not_timed() -> None:
     """The loader prefetches two, and one more may have waited."""
-    loader: Any = SimpleNamespace(
-        prefetch_batches=2, epoch=lambda epoch: iter([(epoch, step) for step in range(4)])
-    )
+    epoch = lambda epoch: iter([(epoch, step) for step in range(4)])
+    loader: Any = SimpleNamespace(prefetch_batches=2, epoch=epoch)
     batches = endless(loader, itertools.count(5))
     assert [next(batches) for _ in range(6)] == [(5, 3), *((6, step) for step in range(4)), (7, 0)]
 

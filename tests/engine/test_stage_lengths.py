@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Position
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone
@@ -25,10 +26,11 @@ from fastpsl.models.weights import was_cut_short
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.jigsaw import Jigsaw
 from tests.engine.exact_signals import train_until
-from tests.engine.test_stage import CPU, VIEWS, Brightness, snapshot
+from tests.engine.steps import VIEWS, Brightness, make_step, snapshot
 from tests.engine.test_trainer import STEPS_PER_EPOCH, lines, tiny_experiment
 from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run
-from tests.programs import digests, newest_checkpoint
+from tests.programs import newest_checkpoint
+from tests.recipes.in_process import same_run
 from tests.slow import slow
 
 NUM_STEPS = 2 * STEPS_PER_EPOCH + 7
@@ -85,8 +87,7 @@ def test_it_goes_on_in_mid_epoch(whole: Path, tmp_path: Path, step: int) -> None
     finished, position = fit(tmp_path, stop=step)
     assert not finished and position.run_step == step
     assert fit(tmp_path)[0]
-    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
-    assert lines(tmp_path) == lines(whole)
+    same_run(whole, tmp_path, "metrics.jsonl")
 
 
 def test_it_can_be_cut_short(whole: Path, tmp_path: Path) -> None:
@@ -138,14 +139,11 @@ SMALL = (ViewSpec(RandomResizedCrop(64)),)
 
 
 def train_step_of(
-    backbone: Backbone, stage: Stage, batchnorm: Kind = "train", views: tuple[ViewSpec, ...] = VIEWS, *,
-    precision: str = "fp32", clip_norm: float | None = None, momentum: float = 0.9,
-) -> tuple[TrainStep, Brightness]:  # fmt: skip
+    backbone: Backbone, stage: Stage, momentum: float = 0.9, **more: Any
+) -> tuple[TrainStep, Brightness]:
+    optimiser = partial(sgd, momentum=momentum, weight_decay=1e-2, decay_biases=True)
     task = Brightness()
-    head = task.head(1, backbone.channels[stage.last_block - 1])
-    module = StageModule(StageBlocks(backbone, stage, batchnorm=batchnorm), head, task)
-    optimiser = sgd(module.learning_parameters(), momentum=momentum, weight_decay=1e-2, decay_biases=True)
-    return TrainStep(module, optimiser, views, precision, CPU, clip_norm=clip_norm), task
+    return make_step(stage, task, backbone, optimiser=optimiser, **more), task
 
 
 @pytest.mark.parametrize("batchnorm", ["train", "eval", "fixed"])
@@ -155,7 +153,7 @@ def test_batchnorm_of_learning_blocks(name: str, batchnorm: Kind) -> None:
     torch.manual_seed(0)
     backbone, views = (TinyNet(), VIEWS) if name == "tiny" else (make_backbone("alexnet_rotnet"), SMALL)
     first, last = (2, 4) if name == "tiny" else (5, 7)
-    train_step, _ = train_step_of(backbone, Stage("E", 1, first, last, 1), batchnorm, views)
+    train_step, _ = train_step_of(backbone, Stage("E", 1, first, last, 1), batchnorm=batchnorm, views=views)
     blocks = backbone.blocks()
     before = [snapshot(block) for block in blocks]
     for mode in (True, False, True):  # a validation pass in between changes nothing
@@ -215,7 +213,7 @@ ALL = Stage("E", 1, 1, 5, 1)
 def step_of(clip_norm: float | None, parts: int = 1, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return the weights before and after a step of rate 1 without momentum and decay."""
     torch.manual_seed(0)
-    train_step, _ = train_step_of(TinyNet(), ALL, "eval", clip_norm=clip_norm, momentum=0.0)
+    train_step, _ = train_step_of(TinyNet(), ALL, 0.0, batchnorm="eval", clip_norm=clip_norm)
     for group in train_step.optimiser.param_groups:
         group["weight_decay"] = 0.0
     train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": scale})
@@ -228,7 +226,7 @@ def step_of(clip_norm: float | None, parts: int = 1, scale: float = 1.0) -> tupl
 def gradient() -> Tensor:
     """Return the gradient of the same step, by torch alone."""
     torch.manual_seed(0)
-    train_step, _ = train_step_of(TinyNet(), ALL, "eval")
+    train_step, _ = train_step_of(TinyNet(), ALL, batchnorm="eval")
     batch = noise_batch(VIEWS, 8)
     train_step.module(batch.inputs(VIEWS, torch.float32), batch)[0].backward()
     return torch.cat([p.grad.flatten() for p in train_step.module.parameters()])  # type: ignore[union-attr]
@@ -260,7 +258,8 @@ def test_a_step_with_gradients_that_are_not_finite_is_skipped_where_they_are_cli
 ) -> None:
     """Clipping turns infinite values into NaN, which must not reach weights or momenta."""
     torch.manual_seed(0)
-    train_step, task = train_step_of(TinyNet(), ALL, "eval", precision=precision, clip_norm=10.0)
+    options: dict[str, Any] = {"batchnorm": "eval", "precision": precision, "clip_norm": 10.0}
+    train_step, task = train_step_of(TinyNet(), ALL, **options)
     train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 8.0})
     train_step.step([noise_batch(VIEWS, 4)], lr=0.01)
     weights = snapshot(train_step.module)

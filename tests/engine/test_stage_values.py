@@ -1,10 +1,10 @@
 """Size, crop scale and batch of a stage's own: views, steps, rates, resume and ranks."""
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.online_probe import look_view
 from fastpsl.engine.optim.schedules import Moment, cosine
@@ -33,10 +32,11 @@ from fastpsl.scripts.command_line import parse
 from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.simclr import SimCLR, simclr_blur
 from fastpsl.tasks.rotation import Rotation
-from tests.engine.exact_signals import signal_at_step
+from tests.engine.exact_signals import train_until
+from tests.engine.steps import assert_alike, rank_of
 from tests.engine.tiny import TinyNet, tiny_run
-from tests.programs import digests, newest_checkpoint
-from tests.recipes.in_process import built
+from tests.programs import newest_checkpoint, records
+from tests.recipes.in_process import built, same_run
 from tests.warm import results_of_ranks
 
 SIZES, BATCHES = (16, 24, 32), (96, 48, 24)
@@ -93,7 +93,7 @@ def test_each_stage_has_its_own_images_batch_and_negatives(tmp_path: Path) -> No
     summaries = newest_checkpoint(tmp_path)["position"]["summaries"]
     assert [each["num_steps"] for each in summaries] == [2 * (480 // size) for size in BATCHES]
     assert [each["chance"] for each in summaries] == [1 / (2 * size - 1) for size in BATCHES]
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = records(tmp_path / "metrics.jsonl")
     # One cosine over all six epochs, whatever number of steps they have.
     starts = [next(row["lr"] for row in rows if row["stage"] == name) for name in ("S1", "S2", "S3")]
     assert starts == pytest.approx([0.05 * (1 + math.cos(math.pi * share)) for share in (0, 1 / 3, 2 / 3)])
@@ -167,31 +167,28 @@ def test_killed_in_the_second_stage_and_resumed_equals_never_stopped(tmp_path: P
             seed=0, batch_size=24, queue_size=96, momentum=0.9, temperature=0.2, key_group=4, width=4,
             size_px=SIZES[-1],
         )  # fmt: skip
-        with closing(tiny_run(out, batch_size=BATCHES, probe_every=0)) as run:
-            signal_at_step(run, stop_at)
-            return pretrain(experiment_of(task, staged()), run)
+        run = tiny_run(out, batch_size=BATCHES, probe_every=0)
+        return train_until(stop_at, experiment_of(task, staged()), run)
 
     whole, out = tmp_path / "whole", tmp_path / "stopped"
     assert fit(whole)
     assert not fit(out, stop_at=10 + 10 + 4)
     assert newest_checkpoint(out)["position"]["stage"] == 1
     assert fit(out)
-    assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
-    rows = [(folder / "metrics.jsonl").read_text() for folder in (whole, out)]
-    assert rows[0] == rows[1] and rows[0].count("\n") == 10 + 20 + 40
+    same_run(whole, out, "metrics.jsonl")
+    assert len(records(out / "metrics.jsonl")) == 10 + 20 + 40
 
 
-def weights(rank: int, world_size: int, folder: str) -> dict[str, Tensor]:
+def weights(folder: Path, rank: int, world_size: int) -> dict[str, Tensor]:
     """Return the blocks after two steps of each stage; BatchNorm in eval mode, so that ranks are alike."""
     task = SimCLR(min(BATCHES), size_px=SIZES[-1], temperature=0.2, embedding_width=4)
     task.head = lambda level, channels: nn.Sequential(  # type: ignore[method-assign]
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4)
     )
     torch.manual_seed(0)
-    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    out = Path(folder) / str(world_size)
+    out = folder / str(world_size)
     options = {"batch_size": BATCHES, "probe_every": 0, "max_steps_per_stage": 2, "val": "none"}
-    with closing(tiny_run(out, world, **options)) as run:
+    with closing(tiny_run(out, rank_of(rank, world_size), **options)) as run:
         assert pretrain(experiment_of(task, staged(), batchnorm="eval"), run)
         assert run.data.batch_size == BATCHES[-1] // world_size
         summaries = run.position.summaries
@@ -200,22 +197,8 @@ def weights(rank: int, world_size: int, folder: str) -> dict[str, Tensor]:
 
 
 def test_two_ranks_share_each_stage_s_batch_and_learn_as_one(tmp_path: Path) -> None:
-    alone = weights(0, 1, str(tmp_path))
-    first, second = results_of_ranks(OnRanks(str(tmp_path)), 2, tmp_path)
-    for name, value in alone.items():
-        assert torch.equal(first[name], second[name])
-        if value.is_floating_point():
-            assert torch.allclose(first[name], value, atol=1e-4 * float(value.abs().max() + 1)), name
-
-
-class OnRanks:
-    """A function of rank and number of ranks that other processes can be sent."""
-
-    def __init__(self, folder: str):
-        self.folder = folder
-
-    def __call__(self, rank: int, world_size: int) -> dict[str, Tensor]:
-        return weights(rank, world_size, self.folder)
+    ranks = results_of_ranks(partial(weights, tmp_path), 2, tmp_path)
+    assert_alike(ranks, weights(tmp_path, 0, 1), rtol=1e-4)
 
 
 def test_a_rate_that_scales_with_the_batch_is_each_stage_s() -> None:
@@ -223,10 +206,8 @@ def test_a_rate_that_scales_with_the_batch_is_each_stage_s() -> None:
     _, experiment = built("supervised", batch_size=(512, 256, 96), size_px=(112, 160, 224), **values)
     rates = [experiment.schedule(Moment(0, 9, 3 * i, 3, 9, i)) for i in range(3)]
     assert rates == [0.1 * size / 256 for size in (512, 256, 96)]
-    sizes = [
-        [view.crop.size_px for view in (*experiment.views(s), *experiment.val_views(s))]
-        for s in experiment.stages
-    ]
+    views = [(*experiment.views(s), *experiment.val_views(s)) for s in experiment.stages]
+    sizes = [[view.crop.size_px for view in of_stage] for of_stage in views]
     assert sizes == [[112, 112], [160, 160], [224, 224]]
 
 

@@ -18,7 +18,6 @@ from typing_extensions import override
 from fastpsl.engine import experiment as experiment_module
 from fastpsl.engine import step_modes
 from fastpsl.engine.distributed import World
-from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks, StepMetrics
 from fastpsl.engine.step_modes import (
@@ -29,13 +28,13 @@ from fastpsl.engine.step_modes import (
     choose_graph,
     reason_of,
 )
-from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.loader.batch import Batch
-from tests.engine.exact_signals import signal_at_step
-from tests.engine.test_stage import CPU, VIEWS, Brightness
+from tests.engine.exact_signals import train_until
+from tests.engine.steps import VIEWS, Brightness, make_step
 from tests.engine.test_trainer import tiny_experiment
-from tests.engine.tiny import TinyNet, noise_batch, tiny_run
+from tests.engine.tiny import noise_batch, one_process, tiny_run
 from tests.fake_cuda import DEVICE, fake_cuda
 from tests.programs import digests, newest_checkpoint
 from tests.step_recorder import Recorder, differences, plain_capture, record_steps
@@ -46,23 +45,11 @@ GPU = World(0, 1, 0, 1, DEVICE)
 
 
 def train_step_of(
-    task: Brightness,
-    world: World = CPU,
-    graph: GraphChoice = CAPTURED,
-    choices: StageChoices | None = None,
+    task: Brightness, world: World | None = None, graph: GraphChoice = CAPTURED, choices: Any = None
 ) -> TrainStep:
     torch.manual_seed(0)
-    stage = make_plan("psl", (1, 1, 1))[0]
-    backbone, head = TinyNet().to(world.device), task.head(1, 12).to(world.device)
-    module = StageModule(StageBlocks(backbone, stage), head, task)
-    return TrainStep(
-        module,
-        sgd(module.learning_parameters()),
-        VIEWS,
-        "fp32",
-        world,
-        choices=choices or StageChoices(graph=graph),
-    )
+    choices = choices or StageChoices(graph=graph)
+    return make_step(make_plan("psl", (1, 1, 1))[0], task, world=world, choices=choices)
 
 
 # What a step must not do. Each is planted in a task, and must be found.
@@ -174,7 +161,7 @@ def test_steps_are_launched_captured_and_replayed(monkeypatch: pytest.MonkeyPatc
         return compute
 
     monkeypatch.setattr(step_modes, "capture", capture)
-    graphs = StepGraphs(CAPTURED, CPU)
+    graphs = StepGraphs(CAPTURED, one_process())
     steps: Any = SimpleNamespace(compute=compute)
     expected = []
     for number, variant in enumerate((0, 0, 1, 0, 0, 1, 1, 1, 0, 1)):
@@ -208,32 +195,32 @@ def failing_capture(compute: Callable[[], StepMetrics], *_: Any) -> Any:
         Failing.fails = False
 
 
+def make_steps(train_step: TrainStep, batches: list[Batch]) -> None:
+    for batch in batches:
+        train_step.step([batch], lr=0.1)
+
+
 def weights_of(train_step: TrainStep) -> list[Tensor]:
-    state = train_step.module.state_dict()
-    return [value.clone() for value in state.values()]
+    return [value.clone() for value in train_step.module.state_dict().values()]
 
 
 def test_a_failed_capture_is_told_once_and_its_steps_are_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_modes, "capture", failing_capture)
     plain, fallen = train_step_of(Failing(), graph=step_modes.LAUNCHED), train_step_of(Failing())
     batches = [noise_batch(VIEWS, 4, seed) for seed in range(6)]
-    for batch in batches:
-        plain.step([batch], lr=0.1)
-    for batch in batches[:3]:
-        fallen.step([batch], lr=0.1)
+    make_steps(plain, batches)
+    make_steps(fallen, batches[:3])
     with pytest.warns(UserWarning) as told:
-        fallen.step([batches[3]], lr=0.1)
+        make_steps(fallen, batches[3:4])
     text = str(told.pop(UserWarning).message)
     assert "in StageModule, at test_step_graphs.py:" in text and "not permitted" in text
     assert "launched" in text and "\n" not in text
-    for batch in batches[4:]:
-        fallen.step([batch], lr=0.1)
+    make_steps(fallen, batches[4:])
     assert all(map(torch.equal, weights_of(plain), weights_of(fallen)))
     must = train_step_of(Failing(), graph=CAPTURED._replace(must=True))
-    for batch in batches[:3]:
-        must.step([batch], lr=0.1)
+    make_steps(must, batches[:3])
     with pytest.raises(ValueError, match="--graph on: this stage's step cannot be captured.*use --graph off"):
-        must.step([batches[3]], lr=0.1)
+        make_steps(must, batches[3:4])
 
 
 def out_of_memory(compute: Callable[[], StepMetrics], *_: Any) -> Any:
@@ -254,12 +241,12 @@ def test_steps_that_cannot_be_captured_take_the_mode_for_launched_ones(
     monkeypatch.setattr(step_modes, "make_runner", noted_runner)
     choices = StageChoices(StepChoice("fused", "captured"), CAPTURED, launched=StepChoice("off", "launched"))
     train_step = train_step_of(Brightness(), choices=choices)
-    for seed in range(3):
-        train_step.step([noise_batch(VIEWS, 4, seed)], lr=0.1)
+    batches = [noise_batch(VIEWS, 4, seed) for seed in range(5)]
+    make_steps(train_step, batches[:3])
     assert modes == ["fused"]
     with pytest.warns(UserWarning, match="its memory does not fit"):
-        train_step.step([noise_batch(VIEWS, 4, 3)], lr=0.1)
-    train_step.step([noise_batch(VIEWS, 4, 4)], lr=0.1)
+        make_steps(train_step, batches[3:4])
+    make_steps(train_step, batches[4:])
     assert modes == ["fused", "off"] and train_step.step_choice == choices.launched
 
 
@@ -276,14 +263,12 @@ def test_a_loaded_state_is_captured_anew(monkeypatch: pytest.MonkeyPatch) -> Non
     used, fresh = train_step_of(Brightness()), train_step_of(Brightness())
     start, weights = used.state_dict(), weights_of(used)
     start = copy.deepcopy(start)
-    for batch in batches[:5]:
-        used.step([batch], lr=0.1)
+    make_steps(used, batches[:5])
     assert len(captured) == 1
     used.module.load_state_dict(dict(zip(used.module.state_dict(), weights, strict=True)))
     for train_step in (used, fresh):
         train_step.load_state_dict(copy.deepcopy(start))
-        for batch in batches[5:]:
-            train_step.step([batch], lr=0.1)
+        make_steps(train_step, batches[5:])
     assert len(captured) == 3 and all(map(torch.equal, weights_of(used), weights_of(fresh)))
 
 
@@ -386,11 +371,8 @@ def fit_captured(out: Path, stop_at: int | None = None) -> None:
     """Train three stages of seven steps, with a skipped one in each, until a signal after `stop_at` steps."""
     run = tiny_run(out, batch_size=96, epochs=(2, 2, 2), max_steps_per_stage=7, probe_every=1)
     experiment = tiny_experiment()
-    if stop_at is not None:
-        signal_at_step(run, stop_at)
     spoil(experiment.task)
-    pretrain(experiment, run)
-    run.close()
+    train_until(stop_at, experiment, run)
 
 
 def spoil(task: Any) -> None:

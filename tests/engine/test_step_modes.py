@@ -17,16 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from fastpsl.engine import step_modes
-from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.step_modes import (
-    OFF,
-    choose_fold,
-    choose_step,
-    make_runner,
-)
-from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.engine.step_modes import OFF, choose_fold, choose_step, make_runner
+from fastpsl.engine.train_step import TrainStep
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.models.backbone import Backbone
@@ -35,7 +28,7 @@ from fastpsl.models.revnet import RevNet
 from fastpsl.pipelines.loader.augment import TORCH
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.moco import KeyEncoder
-from tests.engine.test_stage import CPU, VIEWS, Brightness
+from tests.engine.steps import VIEWS, make_step
 from tests.engine.test_trainer import fit
 from tests.engine.tiny import TinyNet, noise_batch
 from tests.programs import newest_checkpoint
@@ -62,12 +55,10 @@ def make_train_step(
     stage: Stage, backend: Any = None, precision: str = "fp32", network: Callable[[], nn.Module] = TinyNet
 ) -> TrainStep:
     torch.manual_seed(0)
-    net, task = network(), Brightness()
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module = StageModule(StageBlocks(net, stage), task.head(1, net.channels[stage.last_block - 1]), task)  # type: ignore[index, arg-type]
-    train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
+    net = network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    train_step = make_step(stage, backbone=net, precision=precision)
     if backend is not None:
-        module.blocks.runner = make_runner("on", backend)
+        train_step.module.blocks.runner = make_runner("on", backend)
     return train_step
 
 

@@ -1,10 +1,9 @@
 """The trainer's calls of a task's optional methods."""
 
-import json
 import re
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,9 @@ from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plots.contact_sheet import NUM_IMAGES
 from fastpsl.tasks.contrastive.simclr import SimCLR
+from tests.engine.exact_signals import train_until
 from tests.engine.tiny import TinyNet, one_process, tiny_run
-from tests.programs import ROOT
+from tests.programs import ROOT, epoch_records
 
 NUM_WARM_UP = 20  # more than the 15 batches of an epoch
 
@@ -97,9 +97,8 @@ class Asking(Task):
             self.val_draws.append(len(batch.draws[0]))
             assert inputs[0].shape[-1] == 32
         valid = (batch.indices >= 0).float()
-        losses = F.cross_entropy(
-            head(blocks(inputs[0]).mean((2, 3))), batch.labels.clamp(min=0), reduction="none"
-        )
+        logits = head(blocks(inputs[0]).mean((2, 3)))
+        losses = F.cross_entropy(logits, batch.labels.clamp(min=0), reduction="none")
         return (losses * valid).sum() / valid.sum(), {"loss": ((losses.detach() * valid).sum(), valid.sum())}
 
 
@@ -109,8 +108,8 @@ def experiment(task: Asking) -> Experiment:
 
 def fit(out: Path, task: Asking, trained: Experiment | None = None, **options: Any) -> bool:
     """Train `task`, or another experiment with it."""
-    with closing(tiny_run(out, **{"batch_size": 16, "epochs": (1, 1), **options})) as run:
-        return pretrain(trained or experiment(task), run)
+    run = tiny_run(out, **{"batch_size": 16, "epochs": (1, 1), **options})
+    return train_until(None, trained or experiment(task), run)
 
 
 def test_a_task_is_asked_for_all_it_wants(tmp_path: Path) -> None:
@@ -175,8 +174,7 @@ def test_warm_up_and_contact_sheet_are_not_done_again_on_resume(tmp_path: Path) 
     run = tiny_run(tmp_path, batch_size=16, epochs=(1, 1))
     run.position.summaries.pop()  # go on in the second stage, from its second step
     task = Shown()
-    assert pretrain(experiment(task), run)
-    run.close()
+    assert train_until(None, experiment(task), run)
     assert task.warmed == [] and task.drawn == [] and task.trained[0] == (1, 2)
 
 
@@ -287,10 +285,11 @@ class Shown(Asking):
         return [""] * len(batch.indices)
 
 
-def test_only_what_is_shown_is_augmented_for_the_contact_sheet(tmp_path: Path) -> None:
+def test_only_what_is_shown_of_a_stages_first_epoch_is_augmented_for_its_sheet(tmp_path: Path) -> None:
     task = Shown()
-    shown = replace(experiment(task), stages=make_plan("psl", (1, 1, 1)))
+    shown = replace(experiment(task), stages=make_plan("psl", (3, 2, 1)))
     assert fit(tmp_path, task, shown, max_steps_per_stage=1, batch_size=48)
+    assert [batch.epoch for batch in task.drawn[::2]] == [0, 3, 5]  # the first of each stage
     # A batch has 24 samples, because each counts twice.
     assert [len(batch.indices) for batch in task.drawn] == [NUM_IMAGES] * 6
     assert all(tensor.device.type == "cpu" for batch in task.drawn for tensor in batch.tensors())
@@ -313,20 +312,12 @@ def test_figures_are_logged_with_the_steps_and_epochs_they_belong_to(
     task = Asking()
     two = replace(experiment(task), stages=make_plan("psl", (2, 1), num_levels=3))
     assert fit(tmp_path, task, two, batch_size=96, max_steps_per_stage=8)
-    rows = [json.loads(line) for line in (tmp_path / "epochs.jsonl").read_text().splitlines()]
     names = ("run_step", "epoch", "stage", "began", "ended")
-    assert [tuple(map(row.get, names)) for row in rows] == [
+    assert [tuple(map(row.get, names)) for row in epoch_records(tmp_path)] == [
         (1, 0, "S1", 0, None), (5, 1, "S1", None, 5),
         (6, 1, "S1", 1, None), (8, 1.6, "S1", None, 8),
         (9, 2, "S2", 2, None), (13, 3, "S2", None, 13),
     ]  # fmt: skip
-
-
-def test_each_stages_sheet_is_of_its_first_epoch(tmp_path: Path) -> None:
-    task = Shown()
-    shown = replace(experiment(task), stages=make_plan("psl", (3, 2, 1)))
-    assert fit(tmp_path, task, shown, max_steps_per_stage=1, batch_size=48)
-    assert [batch.epoch for batch in task.drawn[::2]] == [0, 3, 5]
 
 
 def test_inputs_are_told_of_the_stages_that_make_several_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,11 +331,10 @@ def test_blocks_that_cannot_be_folded_are_refused_before_the_first_step(tmp_path
     """In the second stage, the first block is frozen. Its BatchNorm follows no convolution."""
     refused = replace(experiment(Asking()), stages=make_plan("psl", (1, 1, 1)))
     refused.backbone.blocks()[0][0] = nn.Identity()  # type: ignore[index, operator]
-    run = tiny_run(tmp_path, batch_size=16, fold_frozen="on")
-    with pytest.raises(ValueError, match="fold"):
-        refused.check(run.data)
-    replace(refused, stages=refused.stages[:1]).check(run.data)
-    run.close()
+    with closing(tiny_run(tmp_path, batch_size=16, fold_frozen="on")) as run:
+        with pytest.raises(ValueError, match="fold"):
+            refused.check(run.data)
+        replace(refused, stages=refused.stages[:1]).check(run.data)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -371,11 +361,9 @@ def test_batchnorms_of_backbone_and_head_are_synchronised_if_asked() -> None:
 
 
 def test_a_steps_mode_is_chosen_for_the_largest_view_and_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = (24, 32, 16)
     asked: list[tuple[object, ...]] = []
-    monkeypatch.setattr(
-        Asking, "views", lambda self, level: tuple(ViewSpec(ShorterSideCrop(40, size)) for size in sizes)
-    )
+    views = tuple(ViewSpec(ShorterSideCrop(40, size)) for size in (24, 32, 16))
+    monkeypatch.setattr(Asking, "views", lambda self, level: views)
 
     def choose(*given: object, **more: object) -> StepChoice:
         asked.append((*given, more))
@@ -390,28 +378,18 @@ def test_a_steps_mode_is_chosen_for_the_largest_view_and_all_ranks(monkeypatch: 
 
 
 @pytest.mark.parametrize("which", ["views", "val_views", "pass_views"])
-def test_no_view_is_smaller_than_the_backbone_can_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
-) -> None:
-    two = experiment(Asking())
-    monkeypatch.setattr(TinyNet, "min_px", 24)
-    run = tiny_run(tmp_path, batch_size=16)
-    two.check(run.data)
-    monkeypatch.setattr(Asking, which, lambda self, level: (ViewSpec(ShorterSideCrop(32, 23)),))
-    with pytest.raises(ValueError, match="23"):
-        two.check(run.data)
-    run.close()
-
-
-@pytest.mark.parametrize("which", ["views", "val_views", "pass_views"])
-def test_every_view_must_fit_into_the_smallest_image(
+def test_each_view_is_large_enough_for_the_backbone_and_fits_into_the_smallest_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     """A crop's pixel is at most two of an image's. The images have 32 px, and the other views fit."""
-    two, run = experiment(Asking()), tiny_run(tmp_path, batch_size=16)
-    monkeypatch.setattr(Asking, which, lambda self, level: (ViewSpec(ShorterSideCrop(64 * 24, 24)),))
-    two.check(run.data)
-    monkeypatch.setattr(Asking, which, lambda self, level: (ViewSpec(ShorterSideCrop(64 * 24 + 1, 24)),))
-    with pytest.raises(ValueError, match="32 x 32 px .* allowed are sides of 33"):
-        two.check(run.data)
-    run.close()
+    two = experiment(Asking())
+    monkeypatch.setattr(TinyNet, "min_px", 24)
+    with closing(tiny_run(tmp_path, batch_size=16)) as run:
+        for shorter_px, size_px, refusal in (
+            (32, 24, None), (32, 23, "23"),
+            (64 * 24, 24, None), (64 * 24 + 1, 24, "32 x 32 px .* allowed are sides of 33"),
+        ):  # fmt: skip
+            view = ViewSpec(ShorterSideCrop(shorter_px, size_px))
+            monkeypatch.setattr(Asking, which, lambda self, level, view=view: (view,))
+            with pytest.raises(ValueError, match=refusal) if refusal else nullcontext():
+                two.check(run.data)

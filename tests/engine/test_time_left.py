@@ -59,13 +59,11 @@ def test_later_stages_count_in_steps_of_this_one() -> None:
     batch_of = lambda stage: stage.batch_size
     ahead = work_ahead(sized, 0, layers(), lambda level: 1, 80, None, lambda stage: 3, batch_of)
     assert ahead.later_steps == pytest.approx(2 * 5 * 2 * 4 * costs[1] / costs[0])
-    assert ahead.later_images == pytest.approx(3 * 4 * 44 / 25) and ahead.image_steps == pytest.approx(
-        25 / 75 / 8
-    )
+    assert ahead.later_images == pytest.approx(3 * 4 * 44 / 25)
+    assert ahead.image_steps == pytest.approx(25 / 75 / 8)
     in_steps = (PLAN[0], Stage("S2", 2, 2, 4, 0, num_steps=7))
-    assert work_ahead(in_steps, 0, layers(), lambda level: 1, 10, None).later_steps == pytest.approx(
-        7 * costs[1] / costs[0]
-    )
+    ahead = work_ahead(in_steps, 0, layers(), lambda level: 1, 10, None)
+    assert ahead.later_steps == pytest.approx(7 * costs[1] / costs[0])
 
 
 def test_images_that_pass_forward_count_by_the_layers_that_they_pass() -> None:
@@ -184,7 +182,6 @@ def test_a_told_time_is_wrong_by_a_half_at_most(
 ) -> None:  # fmt: skip
     """Also the first one, before a validated image was seen, and the first after a resume."""
     simulation = Simulation(tmp_path, monkeypatch)
-    factors = simulation.run(
-        step_s, image_s, start_s=start_s * step_s[0], between_s=between_s * step_s[0], begin=begin
-    )
+    start_s, between_s = start_s * step_s[0], between_s * step_s[0]
+    factors = simulation.run(step_s, image_s, start_s=start_s, between_s=between_s, begin=begin)
     assert factors and 1 / 1.5 < min(factors) <= max(factors) < 1.5

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from fastpsl.engine import last_step, trainer
 from fastpsl.engine.dataset_pass import EpochContext
-from fastpsl.engine.distributed import Decision, World, leave_world
+from fastpsl.engine.distributed import Decision, World
 from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.optim.schedules import cosine, step_drops
@@ -32,7 +31,6 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.embedded.draw_sample import sample_paths
-from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.views import Input, ViewSpec, train_view
@@ -41,9 +39,9 @@ from fastpsl.tasks.pseudo_labels.uic import UIC
 from tests.engine.exact_signals import train_until
 from tests.engine.tiny import TinyNet, one_process, tiny_run
 from tests.pipelines.paged import write_paged
-from tests.programs import digests, newest_checkpoint
+from tests.programs import digests, newest_checkpoint, records
+from tests.recipes.in_process import same_run
 from tests.slow import slow
-from tests.warm import on_ranks
 
 STEPS_PER_EPOCH = 15  # 480 images in batches of 32
 
@@ -115,7 +113,7 @@ def test_labels_begin_the_next_epoch_before_anything_is_written(
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return records(out / "metrics.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -150,18 +148,18 @@ def test_resumed_from_any_step_equals_never_stopped(whole: Path, tmp_path: Path,
     assert not finished
     if within + 1 < 2 * STEPS_PER_EPOCH:
         assert (stopped.stage, stopped.step, stopped.run_step) == (stage, within + 1, step)
-    assert fit(tmp_path)[0] and lines(tmp_path) == lines(whole)
-    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
+    assert fit(tmp_path)[0]
+    same_run(whole, tmp_path, "metrics.jsonl")
 
 
 def test_the_scaler_is_resumed_too(tmp_path: Path) -> None:
-    for out, stops in ((tmp_path / "whole", ()), (tmp_path / "stopped", (4, 9))):
-        for steps in (*stops, 12):
-            fit(out, plan="end_to_end", precision="fp16", max_steps_per_stage=steps, checkpoint_steps=1)
-            if steps < 12:  # remove the cut stage's end, so that the run resumes from the step before
-                max((out / "checkpoints").iterdir()).unlink()
-    whole, stopped = newest_checkpoint(tmp_path / "whole"), newest_checkpoint(tmp_path / "stopped")
-    assert whole["train_step"]["scaler"]["scale"] > 1 and digests(whole) == digests(stopped)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options: dict[str, Any] = {"plan": "end_to_end", "precision": "fp16", "max_steps_per_stage": 12}
+    for out, stops in ((whole, ()), (stopped, (3, 8))):
+        for stop in (*stops, None):
+            assert fit(out, stop_at=stop, **options)[0] == (stop is None)
+    assert newest_checkpoint(whole)["train_step"]["scaler"]["scale"] > 1
+    same_run(whole, stopped, "metrics.jsonl")
 
 
 def test_a_cut_stage_keeps_its_schedule_and_may_be_cut_otherwise_on_resume(
@@ -208,8 +206,8 @@ def test_accumulated_batches_go_on_where_they_stopped(tmp_path: Path) -> None:
     options: dict[str, Any] = {"plan": "end_to_end", "accumulate": 2, "max_steps_per_stage": 20, "val": None}
     fit(whole, **options)
     assert not fit(stopped, **options, stop_at=18)[0]
-    assert fit(stopped, **options)[0] and lines(stopped) == lines(whole)
-    assert digests(newest_checkpoint(stopped)) == digests(newest_checkpoint(whole))
+    assert fit(stopped, **options)[0]
+    same_run(whole, stopped, "metrics.jsonl")
 
 
 @pytest.mark.parametrize("plan", ["sl", "psl_f", "end_to_end"])
@@ -230,8 +228,7 @@ def test_resume_from_a_path_starts_a_new_line_in_its_own_folder(whole: Path, tmp
     assert (checkpoints / "abandoned-step-00000004.pt").exists()
     pretrain(tiny_experiment(), run)
     run.close()
-    assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
-    assert lines(out) == lines(whole)
+    same_run(whole, out, "metrics.jsonl")
 
 
 def test_resume_from_a_path_in_another_folder_takes_the_metrics_along(whole: Path, tmp_path: Path) -> None:
@@ -240,8 +237,7 @@ def test_resume_from_a_path_in_another_folder_takes_the_metrics_along(whole: Pat
     for name in ("probe.jsonl", "epochs.jsonl"):
         (tmp_path / "a" / name).write_text(json.dumps(line) + "\n")
     chosen = tmp_path / "a" / "checkpoints" / "step-00000004.pt"
-    run = tiny_run(tmp_path / "b", resume=str(chosen))
-    run.close()
+    tiny_run(tmp_path / "b", resume=str(chosen)).close()
     assert lines(tmp_path / "b") == lines(tmp_path / "a")[:4]
     for name in ("probe.jsonl", "epochs.jsonl"):
         assert json.loads((tmp_path / "b" / name).read_text()) == line
@@ -267,21 +263,18 @@ def test_a_signal_during_the_validation_pass_is_heard(whole: Path, tmp_path: Pat
     run.close()
     assert passes == [30] and run.position.summaries == []
     assert fit(tmp_path)[0]
-    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
+    same_run(whole, tmp_path)
 
 
 def test_quasi_random_order_is_resumed_in_mid_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_paged(monkeypatch, tmp_path / "paged.beton", 400, sides_px=(32,))
     options: dict[str, Any] = {"data": str(data), "val": None, "order": "quasi_random", "lanes": 4}
     options |= {"batch_size": 16, "plan": "end_to_end"}
-    assert fit(tmp_path / "whole", max_steps_per_stage=20, **options)[0]
-    # Each time, the stage is cut short and its last checkpoint removed, so that it resumes from the step
-    # before.
-    for steps in (3, 11, 20):
-        fit(tmp_path / "stopped", max_steps_per_stage=steps, checkpoint_steps=1, **options)
-        if steps < 20:
-            max((tmp_path / "stopped" / "checkpoints").iterdir()).unlink()
-    assert digests(newest_checkpoint(tmp_path / "whole")) == digests(newest_checkpoint(tmp_path / "stopped"))
+    options["max_steps_per_stage"] = 20
+    assert fit(tmp_path / "whole", **options)[0]
+    for stop in (2, 10, None):
+        assert fit(tmp_path / "stopped", stop_at=stop, **options)[0] == (stop is None)
+    same_run(tmp_path / "whole", tmp_path / "stopped", "metrics.jsonl")
     with pytest.raises(ValueError, match=r"lanes \(4 there, 8 now\)"):
         tiny_run(tmp_path / "whole", **(options | {"lanes": 8}))
 
@@ -328,8 +321,7 @@ def test_half_a_line_and_lines_past_the_checkpoint_are_cut(whole: Path, tmp_path
     fit(tmp_path, max_steps_per_stage=1)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"run_step": 4, "stage": "S3"}\n{"run_st')
-    run = tiny_run(tmp_path)
-    run.close()
+    tiny_run(tmp_path).close()
     assert [row["run_step"] for row in lines(tmp_path)] == [1, 2, 3]
 
 
@@ -536,119 +528,3 @@ def test_one_process_of_each_machine_reads_a_batch(rank: int, local_rank: int, r
     loader: Any = SimpleNamespace(epoch=epoch)
     warm_up_loader(run, Task(), make_plan("psl", (1, 1, 1))[0], loader)
     assert read == ([4] if reads else [])
-
-
-FAILURE = OSError(5, "Input/output error", "/data/train.beton")
-
-
-def fit_end_to_end(out: Path, world: World | None = None, **options: Any) -> bool:
-    """Train epochs of three batches, where each stage ends in its second epoch."""
-    run = tiny_run(out, world, max_steps_per_stage=5, val=None, **{"batch_size": 160, **options})
-    try:
-        return pretrain(tiny_experiment(), run)
-    finally:
-        run.close()
-
-
-def fail_at(number: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the reading of batch `number` (from 1) raise `error`."""
-    original, num_read = Reporter.watched, [0]
-
-    def fail(batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            num_read[0] += 1
-            if num_read[0] == number:
-                raise error
-            yield batch
-
-    monkeypatch.setattr(Reporter, "watched", lambda self, batches: original(self, fail(batches)))
-
-
-@pytest.fixture(scope="module")
-def whole_end_to_end(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("whole")
-    assert fit_end_to_end(out)
-    return out
-
-
-@pytest.mark.parametrize("number", [3, 4], ids=["in mid-epoch", "at an epoch's start"])
-def test_the_last_whole_step_is_saved_and_said(
-    whole_end_to_end: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    with monkeypatch.context() as patch:
-        fail_at(number, FAILURE, patch)
-        with pytest.raises(ValueError, match=f"goes on from stage 1, step {number - 1}$") as excinfo:
-            fit_end_to_end(tmp_path)
-    assert str(excinfo.value).startswith(str(FAILURE)) and excinfo.value.__cause__ is FAILURE
-    assert newest_checkpoint(tmp_path)["position"]["run_step"] == number - 1
-    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == number - 1
-    assert fit_end_to_end(tmp_path)
-    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole_end_to_end))
-
-
-def unreadable(*_: object) -> Iterator[Batch]:
-    raise FAILURE
-    yield  # which makes it a generator, as an epoch is
-
-
-def one_of_two(rank: int, folder: str) -> None:
-    """Run one of two ranks: a whole run; one where rank 1's data fail, continued; one without data."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    world = World(rank, 2, rank, 2, torch.device("cpu"))
-    assert fit_end_to_end(Path(folder, "whole"), world)
-    with pytest.MonkeyPatch.context() as patch:
-        if rank == 1:
-            fail_at(3, FAILURE, patch)
-        with pytest.raises(ValueError) as excinfo:
-            fit_end_to_end(Path(folder, "failed"), world)
-    Path(folder, f"told-{rank}.txt").write_text(str(excinfo.value))
-    assert rank == 1 or newest_checkpoint(Path(folder, "failed"))["position"]["run_step"] == 2
-    assert fit_end_to_end(Path(folder, "failed"), world)
-    with pytest.MonkeyPatch.context() as patch:
-        if rank == 0:  # which alone reads the first batch
-            patch.setattr(Loader, "epoch", unreadable)
-        with pytest.raises(ValueError if rank else OSError) as ended:
-            fit_end_to_end(Path(folder, "unread"), world)
-    Path(folder, f"told-first-{rank}.txt").write_text(str(ended.value))
-    leave_world()
-
-
-def test_no_rank_begins_a_step_for_which_one_has_no_data(tmp_path: Path) -> None:
-    on_ranks(one_of_two, (str(tmp_path),), 2)
-    where = "; a checkpoint was written, and the same command goes on from stage 1, step 2"
-    for rank, message in enumerate((f"{FAILURE} (rank 1){where}", f"{FAILURE}{where}")):
-        assert (tmp_path / f"told-{rank}.txt").read_text() == message
-    for rank, message in enumerate((f"{FAILURE}", f"{FAILURE} (rank 0)")):
-        assert (tmp_path / f"told-first-{rank}.txt").read_text() == message
-    state, whole_state = newest_checkpoint(tmp_path / "failed"), newest_checkpoint(tmp_path / "whole")
-    assert digests(state) == digests(whole_state)
-
-
-def test_a_step_that_has_begun_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the second of two parts fails, BatchNorm's statistics already contain the first."""
-    error = OSError(5, "Input/output error")
-    with monkeypatch.context() as patch:
-        fail_at(6, error, patch)
-        with pytest.raises(OSError) as excinfo:
-            fit_end_to_end(tmp_path, batch_size=32, accumulate=2)
-    assert excinfo.value is error and not (tmp_path / "checkpoints").exists()
-    with monkeypatch.context() as patch:
-        fail_at(1, error, patch)  # nothing was learned yet
-        with pytest.raises(OSError):
-            fit_end_to_end(tmp_path, batch_size=32, accumulate=2)
-    assert not (tmp_path / "checkpoints").exists()
-
-
-def test_a_disk_that_fails_too_does_not_hide_the_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    error = OSError(5, "Input/output error")
-    monkeypatch.setattr(CheckpointManager, "save", full)
-    fail_at(3, error, monkeypatch)
-    with pytest.raises(OSError) as excinfo:
-        fit_end_to_end(tmp_path)
-    assert excinfo.value is error

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.test_distributed import DISTURBED, DISTURBED_ARGUMENTS, ENVIRONMENT, LIMIT_S, Agent
+from tests.engine.test_restarts import ENVIRONMENT, LIMIT_S, Agent, run_disturbed
 from tests.network import ADDRESSES, DEVICE, Link, enter, two_machines, why_not
-from tests.programs import digests, newest_checkpoint, run, wait_for_step
+from tests.programs import wait_for_step
+from tests.recipes.in_process import same_run
 
 pytestmark = pytest.mark.nightly
 RANKS = (3, 1)  # of each machine
@@ -53,8 +54,7 @@ def machines(link: Link, folders: tuple[Path, Path]) -> Iterator[list[Agent]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of four ranks that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole")
-    process = run(DISTURBED, *DISTURBED_ARGUMENTS, "--out", out, ranks=sum(RANKS))
-    assert process.returncode == 0, process.stderr
+    run_disturbed(out, ranks=sum(RANKS))
     return out
 
 
@@ -62,8 +62,7 @@ def assert_equal(agents: list[Agent], out: Path, whole: Path) -> None:
     """Check that both machines end well, and as the undisturbed run."""
     assert [agent.wait(LIMIT_S)[0] for agent in agents] == [0, 0], [agent.texts for agent in agents]
     assert json.loads((out / "status.json").read_text())["state"] == "finished"
-    assert (out / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
-    assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(whole))
+    same_run(whole, out, "metrics.jsonl")
 
 
 def test_unequal_machines_train_as_one(

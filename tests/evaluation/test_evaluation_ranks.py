@@ -5,7 +5,7 @@ One pair of processes does all the work.
 
 import json
 import os
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,7 @@ from fastpsl.engine import online_probe
 from fastpsl.engine.dataset_pass import undisturbed
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.online_probe import features_of, figures, look_view
-from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.evaluation.feature_file import read_features
 from fastpsl.evaluation.feature_labels import feature_labels
@@ -34,7 +32,8 @@ from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.plots import charts
 from fastpsl.scripts.recipe import Evaluation
 from fastpsl.scripts.recipe_files import find_recipe
-from tests.engine.test_online_probe import by_hand, monitor_of, probes, stop_at, untrained
+from tests.engine.exact_signals import signal_when, train_until
+from tests.engine.test_online_probe import by_hand, monitor_of, probes, untrained
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, one_process, tiny_run
 from tests.evaluation.test_features import extraction, leave_at
@@ -93,10 +92,8 @@ def itself(folder: Path, world: World) -> None:
     """Score 160 images among one another."""
     with Beton(sample_paths().test_32) as train, Beton(sample_paths().test_32) as val:
         shared = find_shared(train, val, world)
-        bank, queries = (
-            extraction(train, batch_size=20).to_file(folder / f"{name}.npy", world)
-            for name in ("train", "val")
-        )
+        work, names = extraction(train, batch_size=20), ("train", "val")
+        bank, queries = (work.to_file(folder / f"{name}.npy", world) for name in names)
         scores = score(bank, queries, (1,), 0.07, world, shared.own)
     assert (shared.num, scores.num_bank) == (160, 159)
     if world.rank == 0:
@@ -149,29 +146,18 @@ def statistics(world: World) -> None:
 def monitor(folder: Path, world: World) -> None:
     """Run seven steps without evaluations, with them, and with a signal to one rank in the first of them."""
     charts.draw_probes = lambda lines, path: path
-    paths = sample_paths()
-
-    @contextmanager
-    def opened(name: str, every: int) -> Any:
-        options = PretrainOptions(
-            data=str(paths.train_32), val=str(paths.test_32), batch_size=96, workers=1, tensorboard=False,
-            out=folder / name, max_steps_per_stage=7, probe_every=every,
-        )  # fmt: skip
-        run = Run("tiny", RunData(options, world))
-        torch.manual_seed(0)
-        yield replace(tiny_experiment("end_to_end"), stages=(STAGE,)), run
-        run.close()
-
+    experiment = lambda: replace(tiny_experiment("end_to_end"), stages=(STAGE,))
+    options: dict[str, Any] = {"batch_size": 96, "max_steps_per_stage": 7}
     for name, every in (("probed", 1), ("plain", 0)):
-        with opened(name, every) as (experiment, run):
-            assert pretrain(experiment, run)
-    with opened("stopped", 1) as (experiment, run):
+        run = tiny_run(folder / name, world, probe_every=every, **options)
+        assert train_until(None, experiment(), run)
+    with closing(tiny_run(folder / "stopped", world, probe_every=1, **options)) as run:
         looks: list[Any] = []
         note = lambda: looks.append(run.position.run_step)  # 0: of the untrained network
         online_probe.features_of = lambda *arguments: note() or features_of(*arguments)  # type: ignore
-        stop_at(run, lambda: world.rank == 1 and any(looks))
+        signal_when(run, lambda: world.rank == 1 and any(looks))
         run.stop_signal.ask_every_s = 0.0
-        assert not pretrain(experiment, run)
+        assert not pretrain(experiment(), run)
         assert run.position.run_step == STEPS_PER_EPOCH and not probes(run.folder)
 
 

@@ -20,9 +20,7 @@ from fastpsl.evaluation.neighbours import (
     score_lines,
 )
 from fastpsl.evaluation.result_file import read_result
-from fastpsl.kernels.nearest import (
-    Neighbours,
-)
+from fastpsl.kernels.nearest import Neighbours
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.embedded.draw_sample import sample_paths
@@ -83,12 +81,8 @@ def test_a_table_has_means_over_blocks_and_over_ks() -> None:
         "weighted % k 5 k 20 mean", "B4 20.0 40.0 30.0", "B5 60.0 50.0 55.0", "mean 40.0 45.0 42.5",
         "majority % k 5 k 20 mean", "B4 30.0 10.0 20.0", "B5 70.0 30.0 50.0", "mean 50.0 20.0 35.0",
     ]  # fmt: skip
-    floor = {
-        f"top1_k{k}{vote}_{block}": 5.0
-        for k in (5, 20)
-        for vote in ("", "_majority")
-        for block in ("B4", "B5")
-    }
+    votes, blocks = ("", "_majority"), ("B4", "B5")
+    floor = {f"top1_k{k}{vote}_{block}": 5.0 for k in (5, 20) for vote in votes for block in blocks}
     beside = score_lines(scores, ["B4", "B5"], "weighted", "resnet18", None, floor | {"top1_k20_B5": 15.0})
     assert [" ".join(line.split()) for line in beside[2:]] == [
         "B4 20.0 40.0 30.0", "B5 60.0 50.0 55.0", "mean 40.0 45.0 42.5", "untrained B4 5.0 5.0 5.0",

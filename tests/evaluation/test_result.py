@@ -8,14 +8,7 @@ from typing import Any
 import pytest
 
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import (
-    data_record,
-    result_line,
-    scores,
-    write_result,
-    write_run,
-    write_val,
-)
+from fastpsl.evaluation.result import data_record, result_line, scores, write_result, write_run, write_val
 from fastpsl.evaluation.result_file import read_result
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.datasets.open import Classes, classes_of
@@ -133,18 +126,15 @@ def test_a_runs_record_is_of_all_its_stages(
 
 
 def test_random_weights_are_those_of_the_seed() -> None:
-    weights = [
-        EvaluationOptions(random_weights=True, backbone="nin3", seed=seed).pretrained().backbone
-        for seed in (0, 0, 1)
-    ]
+    options = [EvaluationOptions(random_weights=True, backbone="nin3", seed=seed) for seed in (0, 0, 1)]
+    weights = [each.pretrained().backbone for each in options]
     first, again, other = (next(backbone.parameters()).detach() for backbone in weights)
     assert first.equal(again) and not first.equal(other)
 
 
 def test_the_side_of_the_pictures_is_part_of_a_given_input() -> None:
-    options = EvaluationOptions(
-        size_px=96, input_channels="L", input_mean=(0.5,), input_std=(0.25,), random_weights=True
-    )
+    values: dict[str, Any] = {"input_channels": "L", "input_mean": (0.5,), "input_std": (0.25,)}
+    options = EvaluationOptions(size_px=96, random_weights=True, **values)
     given = options.given_input()
     assert given is not None
     assert (given.channels, given.mean, given.std, given.size_px) == ("L", (0.5,), (0.25,), 96)

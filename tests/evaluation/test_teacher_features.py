@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 import fastpsl
-from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.optim.schedules import cosine
@@ -39,6 +38,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import Input, center_view
 from tests.cli import Cli
 from tests.engine.exact_signals import signal_at_question, signal_at_step
+from tests.engine.steps import rank_of
 from tests.engine.tiny import TinyNet, noise_batch, one_process, teacher_of, tiny_run
 from tests.programs import SMALL_NET, digests, newest_checkpoint
 from tests.tasks.test_distill import VALUES, by_loops, distilled, head_like
@@ -168,7 +168,7 @@ def test_a_pass_serves_its_blocks_and_a_stopped_run_equals_another(plan: str, tm
 
 def of_ranks(folder: Path, rank: int, num_ranks: int) -> str:
     """Distil on several ranks, and return the digest of the features."""
-    world = World(rank, num_ranks, rank, num_ranks, torch.device("cpu"))
+    world = rank_of(rank, num_ranks)
     run = tiny_run(folder / f"{num_ranks}", world, epochs=(1,), max_steps_per_stage=1, plan="end_to_end")
     with closing(run):
         assert pretrain(experiment_of(teacher_of(1, 40)), run)

@@ -26,14 +26,11 @@ def test_gradients_are_those_of_float64(
 ) -> None:
     """Weights that no pixel meets have the gradient 0. Without the mode it is what the memory held."""
     torch.manual_seed(0)
-    conv = nn.Conv2d(12, channels, kernel, stride, kernel // 2, bias=False).to(
-        memory_format=torch.channels_last
-    )
+    conv = nn.Conv2d(12, channels, kernel, stride, kernel // 2, bias=False)
+    conv = conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     given = torch.randn(16, 12, *sides).bfloat16()
-    images, weight = (
-        given.double().requires_grad_(),
-        conv.weight.detach().bfloat16().double().requires_grad_(),
-    )
+    images = given.double().requires_grad_()
+    weight = conv.weight.detach().bfloat16().double().requires_grad_()
     expected = F.conv2d(images, weight, None, stride, kernel // 2)
     upstream = torch.randn_like(expected).bfloat16()
     expected.backward(upstream.double())

@@ -172,10 +172,8 @@ def colour_alone(which, x, factors):
     """Return one of the parts of ColourDistortion, the others with factors that change nothing."""
     all_factors = torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(len(x), 1)
     all_factors[:, which] = factors
-    draw = {
-        "apply": torch.ones(len(x), dtype=torch.bool),
-        "order": torch.from_numpy(ORDERS[:1]).repeat(len(x), 1),
-    }
+    orders = torch.from_numpy(ORDERS[:1]).repeat(len(x), 1)
+    draw = {"apply": torch.ones(len(x), dtype=torch.bool), "order": orders}
     return ColourDistortion(1, 1, 1, 0)(x, draw | {"factors": all_factors})
 
 

@@ -18,11 +18,9 @@ from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.views import ViewSpec
 
 ADJUST = [
-    functional.adjust_brightness,
-    functional.adjust_contrast,
-    functional.adjust_saturation,
+    functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation,
     functional.adjust_hue,
-]
+]  # fmt: skip
 SIMCLR = ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0.8)
 
 
@@ -111,12 +109,8 @@ def test_draw_ranges_and_frequencies():
     np.testing.assert_allclose(factors.min(0), [0.2, 0.2, 0.2, -0.2], atol=1e-3)
     np.testing.assert_allclose(factors.max(0), [1.8, 1.8, 1.8, 0.2], atol=1e-3)
     np.testing.assert_allclose(factors.mean(0), [1, 1, 1, 0], atol=0.01)
-    assert (
-        np.abs(
-            np.corrcoef(np.column_stack([factors, draw["apply"], draw["order"][:, 0]]).T) - np.eye(6)
-        ).max()
-        < 0.02
-    )
+    columns = np.column_stack([factors, draw["apply"], draw["order"][:, 0]])
+    assert np.abs(np.corrcoef(columns.T) - np.eye(6)).max() < 0.02
     _, counts = np.unique(draw["order"], axis=0, return_counts=True)
     assert len(counts) == 24 and counts.min() > 0.9 * 5000 and counts.max() < 1.1 * 5000
     assert ColourDistortion(1.5, 0, 0, 0).draw(Keys(3, 0, np.arange(9999)))["factors"][:, 0].min() >= 0
@@ -136,9 +130,8 @@ def applied_and_expected(dtype, shape, make_images):
     images = make_images(*shape, dtype)
     apply = torch.arange(shape[0]) % 3 != 1
     x = images.to(torch.float32) / (255 if dtype == torch.uint8 else 1)
-    expected = torch.where(
-        apply[:, None, None, None], functional.rgb_to_grayscale(x, num_output_channels=3), x
-    )
+    grey = functional.rgb_to_grayscale(x, num_output_channels=3)
+    expected = torch.where(apply[:, None, None, None], grey, x)
     return Grey()(images, {"apply": apply}), expected
 
 
@@ -161,11 +154,8 @@ def test_two_percent_of_a_weight_are_seen(channel, dtype, monkeypatch, make_imag
 def test_probability():
     keys = Keys(1, 2, np.arange(400_000, dtype=np.int64))
     bound = 5 * (0.2 * 0.8 / 400_000) ** 0.5
-    assert (
-        abs(Grey(0.2).draw(keys)["apply"].mean() - 0.2)
-        < bound
-        < abs(Grey(0.2 * 1.02).draw(keys)["apply"].mean() - 0.2)
-    )
+    apart = [abs(Grey(p).draw(keys)["apply"].mean() - 0.2) for p in (0.2, 0.2 * 1.02)]
+    assert apart[0] < bound < apart[1]
     with pytest.raises(ValueError, match="probability -0.1 given"):
         Grey(-0.1)
 

@@ -49,11 +49,8 @@ def test_known_answers(line):
 
 def test_words_of_known_answer_through_the_front_door():
     assert words(Keys(0, 0, np.zeros(1, np.int64)), 0, 4)[0].tolist() == [
-        0x6627E8D5,
-        0xE169C58D,
-        0xBC57AC4C,
-        0x9B00DBD8,
-    ]
+        0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [0, 5, 2**32 + 7, 2**64 - 1])
@@ -116,9 +113,8 @@ def test_a_draw_knows_nothing_of_its_batch():
     np.testing.assert_array_equal(words(Keys(1, 2, shuffled), Slot.CROP, 6), whole[shuffled])
     np.testing.assert_array_equal(words(Keys(1, 2, shuffled[7:8]), Slot.CROP, 6), whole[shuffled[7:8]])
     # because asking for more words does not change the first ones
-    np.testing.assert_array_equal(
-        words(Keys(1, 2, np.arange(100, dtype=np.int64)), Slot.CROP, 41)[:, :6], whole
-    )
+    keys = Keys(1, 2, np.arange(100, dtype=np.int64))
+    np.testing.assert_array_equal(words(keys, Slot.CROP, 41)[:, :6], whole)
 
 
 def test_nothing_collides():

@@ -140,10 +140,7 @@ def test_every_op_draws_from_its_own_slot():
         (Rotate90(4), {"turns": wholes(Slot.ROTATION, 1, 4)[:, 0]}),
         (Rotate90(2), {"turns": 2 * wholes(Slot.ROTATION, 1, 2)[:, 0]}),
         (Rotate45(), {"label": label, "turns": label // 2}),
-        (
-            JigsawTiles(3, 11, 8, 500, 2),
-            {"offsets": places, "permutation": wholes(Slot.PERMUTATION, 2, 500)},
-        ),
+        (JigsawTiles(3, 11, 8, 500, 2), {"offsets": places, "permutation": wholes(Slot.PERMUTATION, 2, 500)}),
         (Shift(3), {"shift": wholes(Slot.SHIFT, 2, 7)}),
     ):
         draw = op.draw(keys(50))

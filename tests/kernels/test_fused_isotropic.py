@@ -59,11 +59,7 @@ def assert_same(out: np.ndarray, expected: np.ndarray) -> None:
 
 # The sides of the window and of the output: enlarging, nearly 1, shrinking where luma's kernel widens, and
 # where both do, with more columns than one program has; one pixel; more lines than one program has.
-SIZES = [
-    (37, 12),
-    (20, 1),
-    *(slow(*sizes) for sizes in ((16, 33), (16, 8), (41, 40), (97, 12), (17, 66))),
-]
+SIZES = [(37, 12), (20, 1), *(slow(*sizes) for sizes in ((16, 33), (16, 8), (41, 40), (97, 12), (17, 66)))]
 
 
 @pytest.mark.parametrize(("side", "size"), SIZES)
@@ -72,11 +68,9 @@ def test_equals_the_compiled_form(side: int, size: int) -> None:
     margin = int(margin_px(side, size))
     length = side + 2 * margin
     boxes = [
-        [margin, margin, side, side, ISOTROPIC],
-        [margin + 5, margin + 3, side, side, DIAGONAL],
-        [margin + 5, margin + 3, side, side, ISOTROPIC],
-        [margin, margin, side, side, DIAGONAL],
-    ][: 4 if (side, size) == SIZES[0] else 2]
+        [margin, margin, side, side, ISOTROPIC], [margin + 5, margin + 3, side, side, DIAGONAL],
+        [margin + 5, margin + 3, side, side, ISOTROPIC], [margin, margin, side, side, DIAGONAL],
+    ][: 4 if (side, size) == SIZES[0] else 2]  # fmt: skip
     images = np.stack([noise(length + 5, length + 3, seed) for seed in range(len(boxes))])
     out, pairs = crop(images, boxes, size), zip(images, boxes, strict=True)
     assert_same(out, np.stack([window(i, b[0], b[1], b[2], b[4], size) for i, b in pairs]))
@@ -118,9 +112,8 @@ def test_images_of_several_sizes_in_one_piece_of_memory(before: int) -> None:
         begin += image.size
     memory = torch.empty(begin, dtype=torch.uint8)  # pages that nothing touches take no memory
     memory[before:] = torch.from_numpy(np.concatenate(pixels))
-    out = fused.crop_ragged(
-        memory.to(DEVICE), torch.tensor(places).to(DEVICE), torch.tensor(boxes).to(DEVICE), size, 92
-    )
+    tensors = [each.to(DEVICE) for each in (memory, torch.tensor(places), torch.tensor(boxes))]
+    out = fused.crop_ragged(*tensors, size, 92)
     assert_same(out.cpu().numpy(), np.stack(expected))
 
 
@@ -134,9 +127,8 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory(layout: str) -> None:
-    images = LAYOUTS[layout](
-        torch.from_numpy(np.stack([noise(61, 57, seed) for seed in range(2)])).to(DEVICE)
-    )
+    pixels = np.stack([noise(61, 57, seed) for seed in range(2)])
+    images = LAYOUTS[layout](torch.from_numpy(pixels).to(DEVICE))
     boxes = torch.tensor([[20, 20, 17, 17, DIAGONAL], [22, 19, 17, 17, ISOTROPIC]])[: len(images)]
     out = crop(images, boxes, 9)
     assert out.shape == (len(images), 9, 9, 3)

@@ -59,9 +59,8 @@ def test_a_batch_of_both_bases_padded_and_in_parts() -> None:
         margin = int(margin_px(side, size))
         top, left = (random.integers(margin, length - side - margin + 1) for length in (height, width))
         boxes.append([int(top), int(left), side, side, (ISOTROPIC, DIAGONAL)[i % 2]])
-        expected.append(
-            window(images[i, :height, :width].copy(), int(top), int(left), side, boxes[-1][4], size)
-        )
+        part = images[i, :height, :width].copy()
+        expected.append(window(part, int(top), int(left), side, boxes[-1][4], size))
     out = crop_isotropic(torch.from_numpy(images), torch.tensor(boxes, dtype=torch.int32), size)
     difference = np.abs(out.numpy().astype(int) - np.stack(expected))
     assert out.dtype == torch.uint8 and difference.max() <= 1 and (difference > 0).mean() < 1e-3
@@ -83,10 +82,8 @@ def test_the_host_never_waits(crop: Callable[[Tensor, Tensor, int], Tensor]) -> 
     """Neither Triton's kernels, which a GPU has, nor the dense products wait."""
     boxes = torch.tensor([[30, 30, 20, 20, DIAGONAL]] * 3, dtype=torch.int32)
     with fake_cuda() as cuda:
-        images, boxes_on_device = (
-            torch.zeros(3, 80, 80, 3, dtype=torch.uint8, device=cuda.device),
-            boxes.to(cuda.device),
-        )
+        images = torch.zeros(3, 80, 80, 3, dtype=torch.uint8, device=cuda.device)
+        boxes_on_device = boxes.to(cuda.device)
         with cuda.watched() as record:
             assert crop(images, boxes_on_device, 16).shape == (3, 16, 16, 3)
     assert not record.waits and bool(record.kernels) == (crop is crop_isotropic), record

@@ -20,9 +20,8 @@ from fastpsl.kernels.permutations import (
 
 
 def distances(rows):
-    return [
-        sum(a != b for a, b in zip(p, q, strict=True)) for p, q in itertools.combinations(rows.tolist(), 2)
-    ]
+    pairs = itertools.combinations(rows.tolist(), 2)
+    return [sum(a != b for a, b in zip(p, q, strict=True)) for p, q in pairs]
 
 
 def best_mean(num, num_pieces):
@@ -85,11 +84,8 @@ def test_nested_and_repeatable():
 def test_the_rows_are_frozen():
     """A label is a row's number, so a checkpoint depends on these rows in this order."""
     rows = permutation_set(9, [2000]).permutations
-    assert rows[:3].tolist() == [
-        [0, 1, 2, 3, 4, 5, 6, 7, 8],
-        [1, 2, 3, 7, 0, 8, 4, 5, 6],
-        [2, 3, 7, 5, 1, 6, 0, 8, 4],
-    ]
+    rows_as_text = ["".join(map(str, row)) for row in rows[:3].tolist()]
+    assert rows_as_text == ["012345678", "123708456", "237516084"]
     assert (
         hashlib.sha256(rows.astype(np.uint8).tobytes()).hexdigest()
         == "124b9365a9152cdcb84238a9934bbe336e752047c462434a66158c6486a61710"

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.step_modes import StageChoices, StepChoice, make_runner
 from fastpsl.engine.task import Task
-from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
+from fastpsl.engine.train_step import DTYPES, TrainStep
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.backbone import Backbone
@@ -27,7 +26,7 @@ from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.rotation import Rotation
-from tests.engine.test_stage import CPU, Brightness, snapshot
+from tests.engine.steps import make_step, snapshot
 from tests.engine.test_step_modes import Capture
 from tests.engine.tiny import noise_batch
 from tests.models.test_fold_batchnorm import apart
@@ -72,16 +71,8 @@ def views(backbone: Backbone) -> tuple[ViewSpec, ...]:
 
 
 def train_step(backbone: Backbone, stage: Stage, precision: str = "fp32", fold: bool = False) -> TrainStep:
-    task, width = Brightness(), backbone.channels[stage.last_block - 1]
-    module = StageModule(StageBlocks(backbone, stage), task.head(1, width), task)
-    return TrainStep(
-        module,
-        sgd(module.learning_parameters()),
-        views(backbone),
-        precision,
-        CPU,
-        choices=StageChoices(fold=StepChoice("on" if fold else "off", "")),
-    )
+    choices = StageChoices(fold=StepChoice("on" if fold else "off", ""))
+    return make_step(stage, backbone=backbone, precision=precision, views=views(backbone), choices=choices)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -249,13 +240,8 @@ def test_a_blocks_refuses_images_that_end_before_the_network() -> None:
 TASKS: dict[str, Callable[[], Task]] = {
     # Its tiles have 64 px, and AlexNet needs at least 63 px.
     "jigsaw": lambda: Jigsaw(
-        permutation_set(9, (16,)).permutations,
-        (16,),
-        shorter_px=256,
-        cell_px=75,
-        tile_px=64,
-        permutations_per_image=1,
-        embedding_width=8,
+        permutation_set(9, (16,)).permutations, (16,), shorter_px=256, cell_px=75, tile_px=64,
+        permutations_per_image=1, embedding_width=8,
     ),
     "rotation": lambda: Rotation(shorter_px=256, size_px=224),
     "simclr": lambda: SimCLR(2, size_px=224, temperature=0.1, embedding_width=128),
@@ -270,14 +256,9 @@ TASKS: dict[str, Callable[[], Task]] = {
 def test_the_tasks_run_on_alexnet_with_their_own_views(name: str) -> None:
     task, backbone = TASKS[name](), small("alexnet")
     stage = make_plan("psl", (1,) * 3, num_levels=task.num_levels, num_blocks=7, partition=SUGGESTED[7])[2]
-    blocks = StageBlocks(backbone, stage)
-    head = task.head(stage.level, 16)
-    module = StageModule(blocks, head, task)
-    if hasattr(task, "start_stage"):
-        task.start_stage(stage, blocks, head)
-    specs = task.views(stage.level)
-    step = TrainStep(module, sgd(module.learning_parameters()), specs, "fp32", CPU)
-    for number in range(task.num_warm_up_batches(stage) if hasattr(task, "num_warm_up_batches") else 0):
+    step = make_step(stage, task, backbone)
+    module, specs = step.module, step.views
+    for number in range(task.num_warm_up_batches(stage) or 0):
         step.warm_up(task.warm_up, noise_batch(specs, 2, 100 + number))
     before = snapshot(module)
     step.step([noise_batch(specs, 2)], lr=0.1)

@@ -84,12 +84,9 @@ checkpoints.save(3, state)
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     """Any write may fail. For some of them, torch reports an unexpected position."""
     process = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
-        check=True,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], check=True, capture_output=True, text=True,
         timeout=240,
-    )
+    )  # fmt: skip
     assert set(process.stdout.splitlines()) == {"True step-00000002.pt ['step-00000001.pt']"}
     assert process.stdout.count("\n") > 70
     result = CheckpointManager(tmp_path).newest()

@@ -24,7 +24,7 @@ from fastpsl.models.convolutional import (
     mean_of_positions,
 )
 from fastpsl.models.factory import make_backbone
-from tests.engine.test_stage import snapshot
+from tests.engine.steps import snapshot
 from tests.engine.tiny import noise_batch
 from tests.models.test_backbones import train_step, views
 from tests.slow import slow
@@ -112,9 +112,8 @@ def test_blocks_compute_the_networks_definition(name: str, side: int) -> None:
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
         assert x.shape[1] == channels and (side != 224 or tuple(x.shape[2:]) == (position, position))
     assert torch.equal(network(images), x)
-    channels_last = network.to(memory_format=torch.channels_last)(
-        images.contiguous(memory_format=torch.channels_last)
-    )
+    last = torch.channels_last
+    channels_last = network.to(memory_format=last)(images.contiguous(memory_format=last))
     torch.testing.assert_close(channels_last, x, rtol=1e-4, atol=1e-5)
 
 

@@ -41,13 +41,10 @@ def checkpoint(folder: Path, backbone: str, input_record: Input = SEEN) -> nn.Mo
             buffer.uniform_(0.5, 1.5)
     summary = {"num_steps": 5, "num_steps_planned": 5}
     state = {
-        "backbone": network.state_dict(),
-        "science": SCIENCE | {"backbone": backbone},
-        "input": input_record.as_dict(),
-        "num_stages": 1,
-        "position": {"run_step": 5, "summaries": [summary]},
+        "backbone": network.state_dict(), "science": SCIENCE | {"backbone": backbone},
+        "input": input_record.as_dict(), "num_stages": 1, "position": {"run_step": 5, "summaries": [summary]},
         "train_step": {"optimiser": torch.zeros(3)},
-    }
+    }  # fmt: skip
     CheckpointManager(folder / "checkpoints").save(5, state)
     return network.eval()
 
@@ -182,13 +179,10 @@ def test_detectron2_finds_every_layer_under_its_name(run: tuple[Path, nn.Module]
     assert "layer2-4.0.downsample.1.*       res3-5.0.shortcut.norm.*" in output
     record = json.loads((tmp_path / "r18.pkl.json").read_text())
     assert record["detectron2"] == {
-        "MODEL.PIXEL_MEAN": [102.0, 127.5, 153.0],
-        "MODEL.PIXEL_STD": [51.0, 63.75, 76.5],
-        "MODEL.RESNETS.DEPTH": 18,
-        "MODEL.RESNETS.STRIDE_IN_1X1": False,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
-        "INPUT.FORMAT": "RGB",
-    }
+        "MODEL.PIXEL_MEAN": [102.0, 127.5, 153.0], "MODEL.PIXEL_STD": [51.0, 63.75, 76.5],
+        "MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64, "INPUT.FORMAT": "RGB",
+    }  # fmt: skip
 
 
 def test_the_input_record_goes_along_and_comes_back(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
@@ -203,11 +197,8 @@ def test_the_input_record_goes_along_and_comes_back(run: tuple[Path, nn.Module],
         for key, tensor in network.state_dict().items():
             assert torch.equal(result.backbone.state_dict()[key], tensor)
     record = json.loads((tmp_path / "a.pth.json").read_text())
-    assert record["source"] == {
-        "name": "step-00000005.pt",
-        "sha256": first.record["sha256"],
-        "kind": "fastpsl",
-    }
+    sha256 = first.record["sha256"]
+    assert record["source"] == {"name": "step-00000005.pt", "sha256": sha256, "kind": "fastpsl"}
     assert not (tmp_path / "a.safetensors.json").exists()
     with pytest.raises(ValueError, match="another backbone: resnet18, not resnet50"):
         load_pretrained(tmp_path / "a.pth", "resnet50")

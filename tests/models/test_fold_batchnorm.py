@@ -15,16 +15,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
+from fastpsl.engine.stage_blocks import run_blocks
 from fastpsl.engine.step_modes import StageChoices, StepChoice, make_runner
-from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
+from fastpsl.engine.train_step import DTYPES, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.models.fold_batchnorm import folded
 from fastpsl.models.resnet import ResNet
 from fastpsl.models.revnet import RevNet
-from tests.engine.test_stage import CPU, VIEWS, Brightness, snapshot
+from tests.engine.steps import VIEWS, make_step, snapshot
 from tests.engine.test_step_modes import Capture
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, noise_batch, tiny_run
@@ -49,17 +48,8 @@ def as_after_training(backbone: nn.Module) -> nn.Module:
 
 def train_step(name: str, precision: str, fold: bool, stage: Stage = S3) -> TrainStep:
     torch.manual_seed(0)
-    backbone, task = as_after_training(ResNet(name)), Brightness()
-    module = StageModule(StageBlocks(backbone, stage), task.head(1, backbone.channels[-1]), task)  # type: ignore[arg-type, index]
-    optimiser = sgd(module.learning_parameters())
-    return TrainStep(
-        module,
-        optimiser,
-        VIEWS,
-        precision,
-        CPU,
-        choices=StageChoices(fold=StepChoice("on" if fold else "off", "")),
-    )
+    choices = StageChoices(fold=StepChoice("on" if fold else "off", ""))
+    return make_step(stage, backbone=as_after_training(ResNet(name)), precision=precision, choices=choices)
 
 
 def apart(one: Tensor, other: Tensor) -> float:
@@ -208,10 +198,8 @@ def test_a_plan_is_trained_with_folded_blocks(tmp_path: Path) -> None:
     """S2 and S3 train as without folding, except for rounding, and do not run the frozen blocks."""
     losses, calls = [], []
     for fold in ("auto", "on"):
-        run, experiment = (
-            tiny_run(tmp_path / fold, max_steps_per_stage=3, val=None, fold_frozen=fold),
-            tiny_experiment(),
-        )
+        run = tiny_run(tmp_path / fold, max_steps_per_stage=3, val=None, fold_frozen=fold)
+        experiment = tiny_experiment()
         first: nn.Module = experiment.backbone.blocks()[0]  # type: ignore[operator]
         stages: list[str] = []
         first.register_forward_hook(lambda *_, run=run, stages=stages: stages.append(str(run.position.stage)))

@@ -71,31 +71,21 @@ def vissl(t: Tensors) -> dict[str, Any]:
 
 
 def solo(t: Tensors) -> dict[str, Any]:
-    rest = (
-        mlp("projector")
-        | mlp("momentum_projector")
-        | {"classifier.weight": torch.zeros(2), "queue": torch.zeros(2)}
-    )
-    return {
-        "state_dict": prefixed(momentum_copy(body(t)), "momentum_backbone.")
-        | prefixed(body(t), "backbone.")
-        | rest
-    }
+    rest = mlp("projector") | mlp("momentum_projector")
+    rest |= {"classifier.weight": torch.zeros(2), "queue": torch.zeros(2)}
+    momentum = prefixed(momentum_copy(body(t)), "momentum_backbone.")
+    return {"state_dict": momentum | prefixed(body(t), "backbone.") | rest}
 
 
 def solo_before_2022(t: Tensors) -> dict[str, Any]:
-    return {
-        "state_dict": prefixed(body(t), "encoder.") | mlp("projector") | {"classifier.weight": torch.zeros(2)}
-    }
+    rest = mlp("projector") | {"classifier.weight": torch.zeros(2)}
+    return {"state_dict": prefixed(body(t), "encoder.") | rest}
 
 
 def lightly(t: Tensors) -> dict[str, Any]:
     rest = mlp("projection_head.layers") | {"online_classifier.linear.weight": torch.zeros(2)}
-    return {
-        "state_dict": prefixed(momentum_copy(body(t)), "teacher_backbone.")
-        | prefixed(body(t), "backbone.")
-        | rest
-    }
+    teacher = prefixed(momentum_copy(body(t)), "teacher_backbone.")
+    return {"state_dict": teacher | prefixed(body(t), "backbone.") | rest}
 
 
 def lightly_numbered(t: Tensors) -> dict[str, Any]:
@@ -170,15 +160,10 @@ def test_a_peers_file_gives_its_backbone(peer: str, torchvision_state: Tensors) 
 @pytest.mark.parametrize(
     "prefix",
     [
-        "module.",
-        "model.",
-        "_orig_mod.",
-        "module._orig_mod.",
-        "_orig_mod.module.",
-        "model._orig_mod.",
+        "module.", "model.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.",
         "model.module.",
     ],
-)
+)  # fmt: skip
 def test_what_wrappers_put_before_all_names_is_dropped(prefix: str, torchvision_state: Tensors) -> None:
     result = filled(ResNet("resnet18"), {"state_dict": prefixed(torchvision_state, prefix)})
     assert result.kind == "torchvision" and result.left_out == ["fc.*"]
@@ -186,9 +171,8 @@ def test_what_wrappers_put_before_all_names_is_dropped(prefix: str, torchvision_
 
 
 def test_a_compiled_part_of_a_peers_model_has_its_own_names(torchvision_state: Tensors) -> None:
-    state = prefixed(body(torchvision_state), "module.encoder_q._orig_mod.") | {
-        "module.queue": torch.zeros(2, 4)
-    }
+    state = prefixed(body(torchvision_state), "module.encoder_q._orig_mod.")
+    state["module.queue"] = torch.zeros(2, 4)
     result = filled(ResNet("resnet18"), state)
     assert result.kind == "moco" and result.left_out == ["queue"]
 
@@ -374,15 +358,13 @@ def refusal(state: dict[str, Any], name: str = "resnet18") -> str:
 def test_what_does_not_fit_is_named(torchvision_state: Tensors) -> None:
     less = {name: t for name, t in torchvision_state.items() if not name.startswith("layer4.1.")}
     assert "lacks 12 of the 120 tensors of resnet18 (layer4.1.conv1.weight" in refusal(less)
-    assert "neither of the backbone nor of a head (aux.weight)" in refusal(
-        torchvision_state | {"aux.weight": torch.zeros(2)}
-    )
+    line = refusal(torchvision_state | {"aux.weight": torch.zeros(2)})
+    assert "neither of the backbone nor of a head (aux.weight)" in line
     assert "lacks" in refusal(torchvision_state, "resnet50")
     assert "tensors of resnet50" in refusal(torchvision_state, "resnet50")
     cifar = torchvision_state | {"conv1.weight": torch.zeros(64, 3, 3, 3)}
-    assert "1 tensor of other shapes than resnet18 (conv1.weight (64, 3, 3, 3) for (64, 3, 7, 7))" in refusal(
-        cifar
-    )
+    words = "1 tensor of other shapes than resnet18 (conv1.weight (64, 3, 3, 3) for (64, 3, 7, 7))"
+    assert words in refusal(cifar)
     assert "holds no tensors by name (its keys: epoch, args)" in refusal({"epoch": 3, "args": "x"})
     # leftthomas's own network is another backbone, without a max-pool and with a smaller first convolution.
     assert "f.3.0.weight" in refusal(

@@ -21,7 +21,6 @@ from typing_extensions import override
 
 import fastpsl
 from fastpsl import cli
-from fastpsl.engine.distributed import World
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.given import given
 from fastpsl.models.initial_weights import load_pretrained
@@ -31,6 +30,7 @@ from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.scripts.beginning import _of_module
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.cheaper import FC_WIDTH
+from tests.engine.steps import rank_of
 from tests.programs import digests, newest_checkpoint
 from tests.threaded_world import results_of_threads
 
@@ -227,11 +227,8 @@ def test_torchvisions_networks_are_cut_as_ours(make: Callable[[], Any], name: st
             assert torch.equal(theirs.classifier[-1](maps.flatten(1)), theirs(IMAGES))
     again = make()
     missing, unknown = again.load_state_dict(ours.state_dict(), strict=False)
-    assert not unknown and {key.rpartition(".")[0] for key in missing} <= {
-        "fc",
-        "classifier.0",
-        "classifier.6",
-    }
+    owners = {key.rpartition(".")[0] for key in missing}
+    assert not unknown and owners <= {"fc", "classifier.0", "classifier.6"}
     assert all(torch.equal(again.state_dict()[key], each) for key, each in ours.state_dict().items())
 
 
@@ -323,12 +320,8 @@ def test_what_a_module_lacks_is_one_line_without_its_layers(module: Any, words: 
 def pretrain(out: Path, backbone: Any, **options: Any) -> fastpsl.Trained:
     paths = sample_paths()
     values: dict[str, Any] = {
-        "size_px": 32,
-        "batch_size": 16,
-        "epochs": 1,
-        "workers": 1,
-        "tensorboard": False,
-    }
+        "size_px": 32, "batch_size": 16, "epochs": 1, "workers": 1, "tensorboard": False,
+    }  # fmt: skip
     values |= {"max_steps_per_stage": 4, "checkpoint_steps": 2, "warmup_epochs": 0, "data": paths.train_32}
     return fastpsl.pretrain("simclr", out=out, backbone=backbone, **{**values, **options})
 
@@ -418,7 +411,7 @@ def test_all_ranks_begin_from_the_weights_of_rank_0() -> None:
     def begun(rank: int, num_ranks: int) -> tuple[dict[str, Any], str]:
         options = script.from_values({"backbone": nets[rank]}, lambda line: None)
         backbone = make_backbone(options.backbone).to(memory_format=torch.channels_last)
-        world = World(rank, num_ranks, rank, num_ranks, torch.device("cpu"))
+        world = rank_of(rank, num_ranks)
         origin, _ = _of_module(backbone, options.backbone, {}, world)
         return origin, sha256_of_tensors(backbone.state_dict())
 

@@ -84,9 +84,8 @@ def test_the_hubs_way_loads_it_from_the_cache(
     (place / "refs" / "main").write_text(commit)
     export(run[0], "hf", place / "snapshots" / commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    model = timm.create_model(
-        "hf-hub:someone/resnet18", pretrained=True, num_classes=0, cache_dir=str(tmp_path)
-    )
+    name = "hf-hub:someone/resnet18"
+    model = timm.create_model(name, pretrained=True, num_classes=0, cache_dir=str(tmp_path))
     assert_same_features(run[1], model)
 
 
@@ -297,12 +296,9 @@ def pretrained(card_run: Path) -> Pretrained:
 
 def result(sha256: str, protocol: str, cut: bool = False) -> dict[str, Any]:
     return {
-        "checkpoint": {"sha256": sha256},
-        "protocol": protocol,
-        "numbers": {"top1_B4": 34.25, "top1_B5": 30.0},
-        "data": {"num_val": 5000},
-        "cut": cut,
-    }
+        "checkpoint": {"sha256": sha256}, "protocol": protocol,
+        "numbers": {"top1_B4": 34.25, "top1_B5": 30.0}, "data": {"num_val": 5000}, "cut": cut,
+    }  # fmt: skip
 
 
 def test_the_header_is_yaml_without_a_license(pretrained: Pretrained) -> None:
@@ -329,9 +325,8 @@ def test_it_says_how_the_weights_came_about_without_folders(pretrained: Pretrain
     assert "RGB in [0, 1], minus mean 0.4 0.5 0.6, divided by std 0.2 0.25 0.3" in card
     assert 'timm.create_model("hf-hub:YOU/mine", pretrained=True, num_classes=0)' in card
     assert "cut short" not in card and "None is recorded here." in card
-    assert "**The training was cut short" in model_card(
-        pretrained, RECORD | {"cut": True}, "resnet18", [], "mine"
-    )
+    card = model_card(pretrained, RECORD | {"cut": True}, "resnet18", [], "mine")
+    assert "**The training was cut short" in card
 
 
 @pytest.mark.parametrize(
@@ -434,9 +429,8 @@ def test_a_text_is_shown_as_it_is(text: str) -> None:
     assert span.type == "code_inline" and shown(span.content) == shown(text)
     (fence, after) = parsed(f"{block(text, 'bash')}\n\nafter").children
     assert fence.type == "fence" and fence.info == "bash" and content(after) == "after"
-    assert [shown(line) for line in fence.content.split("\n")[:-1]] == [
-        shown(line) for line in text.split("\n")
-    ]
+    lines = fence.content.split("\n")[:-1]
+    assert [shown(line) for line in lines] == [shown(line) for line in text.split("\n")]
 
 
 def test_words_of_a_run_stay_words_in_the_model_card(tmp_path: Path) -> None:

@@ -215,11 +215,8 @@ def test_safetensors_with_a_name_of_a_million_letters_is_refused(tmp_path: Path)
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_arrays_of_detectron2_are_read(tmp_path: Path, protocol: int) -> None:
-    arrays = {
-        "stem.w": np.arange(6, dtype=np.float32).reshape(2, 3).T,
-        "count": np.array(5),
-        "h": np.zeros(2, "f2"),
-    }
+    arrays = {"count": np.array(5), "h": np.zeros(2, "f2")}
+    arrays["stem.w"] = np.arange(6, dtype=np.float32).reshape(2, 3).T
     arrays["tied"] = arrays["stem.w"]
     path = tmp_path / "w.pkl"
     path.write_bytes(

@@ -150,9 +150,7 @@ def test_a_copy_that_is_refused_is_removed_and_fetched_again(server: Server, cac
     damaged = bytearray(SOUND)
     damaged[len(SOUND) // 2] ^= 1
     address = f"{server.address}/x.pt"
-    message = (
-        rf"^{address} is no readable file.*; its copy here was removed, so the same command fetches it again"
-    )
+    message = rf"^{address} is no readable file.*; its copy .* removed, so the same command fetches it again"
     server.files = {"x.pt": (bytes(damaged), len(damaged))}
     with pytest.raises(ValueError, match=message):
         open_initial(address)
@@ -185,16 +183,10 @@ def test_an_error_of_the_system_removes_no_copy(
 @pytest.mark.parametrize(
     "name",
     [
-        "lock.pt",
-        "lock/x.pt",
-        "x" * 300 + ".pt",
-        ".x.pt.1-0123abcd.tmp.pt",
-        "%00.pt",
-        "...PTH",
-        "A.Pth.TAR",
+        "lock.pt", "lock/x.pt", "x" * 300 + ".pt", ".x.pt.1-0123abcd.tmp.pt", "%00.pt", "...PTH", "A.Pth.TAR",
         "é\n.ckpt",
     ],
-)
+)  # fmt: skip
 def test_no_name_of_an_address_is_that_of_the_lock_or_too_long(
     name: str, server: Server, cache: Path
 ) -> None:

@@ -14,9 +14,8 @@ def test_blocks_compute_torchvisions_features_from_its_state_dict(name: str) -> 
     network = ResNet(name).eval()
     state = {k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")}
     network.load_state_dict(state)
-    missing, unexpected = torchvision.models.get_model(name, weights=None).load_state_dict(
-        network.state_dict(), strict=False
-    )
+    model = torchvision.models.get_model(name, weights=None)
+    missing, unexpected = model.load_state_dict(network.state_dict(), strict=False)
     assert sorted(missing) == ["fc.bias", "fc.weight"] and not unexpected
     images = torch.randn(2, 3, 65, 47)
     x = images

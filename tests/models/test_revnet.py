@@ -12,6 +12,7 @@ tolerance is 1e-11.
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastpsl.engine.distributed import World
 from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.models import revnet
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.resnet import ResNet
 from fastpsl.models.revnet import UNITS, WIDTHS, Group, ReversibleUnits, RevNet, Unit
-from tests.engine.test_stage import VIEWS, Brightness
+from tests.engine.steps import VIEWS, make_step, rank_of
 from tests.engine.tiny import noise_batch, part_of
 from tests.warm import results_of_ranks
 
@@ -76,17 +74,16 @@ def after_a_step(
     stage_number: int, precision: str, rank: int = 0, world_size: int = 1
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return gradients and buffers after one step of a stage, made as by the trainer (scaler, DDP)."""
-    backbone, task, stage = small().to(memory_format=torch.channels_last), Brightness(), STAGES[stage_number]
-    module = StageModule(
-        StageBlocks(backbone, stage), task.head(1, backbone.channels[stage.last_block - 1]), task
+    backbone, world = small().to(memory_format=torch.channels_last), rank_of(rank, world_size)
+    optimiser = partial(sgd, weight_decay=0.0)
+    train_step = make_step(
+        STAGES[stage_number], backbone=backbone, precision=precision, world=world, optimiser=optimiser
     )
-    optimiser = sgd(module.learning_parameters(), weight_decay=0.0)
-    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    train_step = TrainStep(module, optimiser, VIEWS, precision, world)
     train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 64.0})
     train_step.step([part_of(noise_batch(VIEWS, 16), rank, world_size)], lr=0.1)
     # After the first step, the momentum is the unscaled gradient.
-    momenta = {name: optimiser.state[p]["momentum_buffer"] for name, p in module.learning_parameters()}
+    parameters, state = train_step.module.learning_parameters(), train_step.optimiser.state
+    momenta = {name: state[p]["momentum_buffer"] for name, p in parameters}
     return momenta, {name: value.clone() for name, value in backbone.named_buffers()}
 
 
@@ -104,10 +101,8 @@ def test_24_million_parameters_as_resnet_50() -> None:
     assert isinstance(backbone, RevNet) and backbone.name == "revnet50"
     assert sum(p.numel() for p in backbone.parameters()) == 24_313_088
     assert sum(p.numel() for p in ResNet("resnet50").parameters()) == 23_508_032  # the paper: 24 million both
-    assert all(
-        abs(width / outputs - 0.2) < 0.02
-        for width, outputs in zip(WIDTHS, backbone.channels[1:], strict=True)
-    )
+    pairs = zip(WIDTHS, backbone.channels[1:], strict=True)
+    assert all(abs(width / outputs - 0.2) < 0.02 for width, outputs in pairs)
     assert [len(group.units) + 1 for group in backbone.modules() if isinstance(group, Group)] == list(UNITS)
 
 

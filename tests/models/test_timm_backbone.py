@@ -34,7 +34,7 @@ from fastpsl.pipelines.views import Input
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.transfer.segmentation.fcn import network_of
 from tests.engine.exact_signals import train_until
-from tests.engine.test_stage import snapshot
+from tests.engine.steps import snapshot
 from tests.engine.test_step_modes import Capture
 from tests.engine.tiny import noise_batch, tiny_run
 from tests.models.test_backbones import train_step, views
@@ -265,9 +265,8 @@ def test_a_name_of_the_backbones_own_is_not_translated() -> None:
 def test_turned_positions_are_timms_for_any_size_to_the_bit(name: str) -> None:
     torch.manual_seed(0)
     ours = make_backbone(f"timm/{name}").eval()
-    theirs = timm.create_model(
-        name, num_classes=0, dynamic_img_size=True, dynamic_img_pad=True, **NARROW["eva"]
-    )
+    dynamic = {"dynamic_img_size": True, "dynamic_img_pad": True}
+    theirs = timm.create_model(name, num_classes=0, **dynamic, **NARROW["eva"])
     theirs.load_state_dict(ours.state_dict())
     for height, width in ((45, 71), (97, 32), (1, 30)):
         images = torch.randn(2, 3, height, width)

@@ -97,10 +97,8 @@ def test_a_runs_folder_gives_its_newest_checkpoint(trained: Path) -> None:
     assert record["cut"] is True
     assert result.input == Input(size_px=30) and record["input"]["channels"] == "RGB"
     assert json.loads(json.dumps(record)) == record
-    assert (
-        "resnet18 (fastpsl, 2 steps, its training was cut short, so no result is comparable); input RGB"
-        in str(result)
-    )
+    says = "resnet18 (fastpsl, 2 steps, its training was cut short, so no result is comparable); input RGB"
+    assert says in str(result)
     assert load_pretrained(newest).record == load_pretrained(trained / "checkpoints").record == record
 
 
@@ -132,9 +130,8 @@ def test_a_checkpoint_keeps_to_what_it_says(trained: Path, tmp_path: Path) -> No
     assert "another backbone: resnet18, not resnet50" in error_line(trained, "resnet50")
     assert load_pretrained(trained, "resnet18", replace(USUAL, size_px=96)).input.size_px == 30
     other = replace(USUAL, mean=(0.5, 0.5, 0.5))
-    assert "trained on input mean (0.485, 0.456, 0.406), not (0.5, 0.5, 0.5)" in error_line(
-        trained, None, other
-    )
+    line = error_line(trained, None, other)
+    assert "trained on input mean (0.485, 0.456, 0.406), not (0.5, 0.5, 0.5)" in line
     state = newest_checkpoint(trained)
     for change, words in (
         ({"backbone": {"conv1.weight": torch.zeros(1)}}, "has none of the 120 tensors of resnet18"),
@@ -177,9 +174,8 @@ def test_foreign_weights_must_be_told(torchvision_file: Path) -> None:
     assert result.input == input_record and result.record["left_out"] == ["fc.*"]
     assert (result.record["kind"], result.record["science"]) == ("torchvision", None)
     assert result.record["sha256"] == hashlib.sha256(torchvision_file.read_bytes()).hexdigest()
-    assert torch.equal(
-        result.backbone.state_dict()["conv1.weight"], torch.load(torchvision_file)["conv1.weight"]
-    )
+    found = result.backbone.state_dict()["conv1.weight"]
+    assert torch.equal(found, torch.load(torchvision_file)["conv1.weight"])
 
 
 def test_files_from_before_pytorch_1_6_are_read(torchvision_file: Path, tmp_path: Path) -> None:
@@ -338,11 +334,8 @@ def test_a_view_says_what_the_network_sees() -> None:
     crop = ShorterSideCrop(64, 48)
     record = ViewSpec(crop, (Flip(), JigsawTiles(3, 16, 8, 4))).input_record()
     assert record == {
-        "channels": "RGB",
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-        "size_px": 48,
-    }
+        "channels": "RGB", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "size_px": 48,
+    }  # fmt: skip
     assert Input.from_dict(record) == Input(size_px=48)
     assert ViewSpec(crop, (Sobel(0.2),)).input().channels == "RGB"
     assert ViewSpec(crop, (Sobel(1.0),)).input().channels == "Sobel"

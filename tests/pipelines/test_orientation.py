@@ -14,14 +14,14 @@ from PIL.PngImagePlugin import PngInfo
 
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
 from fastpsl.kernels.isotropic_loops import isotropic_resize
-from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets.open_folder import Folder
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.image import image_file
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, upright_size
 from fastpsl.pipelines.interface.dataset import MODE_FILE, MODE_JPEG, SampleTable
 from tests.pipelines.decoding import decode, make
 from tests.pipelines.photos import DECODERS, area_mean, exif, file_of, jpeg, photo, pil_decode
-from tests.pipelines.test_folder import every_reader, whole
+from tests.pipelines.test_open_folder import every_reader, whole
 from tests.pipelines.written import tree
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -42,11 +42,9 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
 }  # fmt: skip
 WEIGHTS = {"random_weights": True, "backbone": "alexnet", "val": str(sample_paths().test)}
 EVALUATED: dict[str, dict[str, Any]] = {
-    "block_probe": WEIGHTS | {"backbone": "nin4"},
-    "linear_probe": WEIGHTS,
-    "semi_supervised": WEIGHTS,
+    "block_probe": WEIGHTS | {"backbone": "nin4"}, "linear_probe": WEIGHTS, "semi_supervised": WEIGHTS,
     "voc_classification": WEIGHTS | {"val": None},
-}
+}  # fmt: skip
 EXTRACTED = {"few_labels", "few_shot", "knn", "voc_svm"}
 WHOLE_IMAGES = {"voc_detection", "voc_segmentation"}  # which have no views
 
@@ -58,9 +56,8 @@ def modules(monkeypatch):
         implementations = tuple(
             importlib.import_module(f"fastpsl.kernels.fused_cuda.{name}") for name in names
         )
-        monkeypatch.setattr(
-            "fastpsl.pipelines.loader.augment.fused_modules", lambda device: (implementations, "by hand")
-        )
+        given = lambda device: (implementations, "by hand")
+        monkeypatch.setattr("fastpsl.pipelines.loader.augment.fused_modules", given)
 
 
 def check(views: tuple[ViewSpec, ...]) -> None:

@@ -37,9 +37,8 @@ def numbers_by_hand(folder: Path, ks: tuple[int, ...], temperature: float) -> di
     bank, queries = (np.load(folder / f"{name}.npy").astype(np.float64) for name in ("train", "val"))
     labels, truth = (np.load(folder / f"{name}-labels.npy") for name in ("train", "val"))
     bank, queries = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (bank, queries))
-    numbers = dict.fromkeys(
-        [f"top{n}_k{k}" for k in ks for n in (1, 5)] + [f"top1_k{k}_majority" for k in ks], 0.0
-    )
+    names = [f"top{n}_k{k}" for k in ks for n in (1, 5)]
+    numbers = dict.fromkeys(names + [f"top1_k{k}_majority" for k in ks], 0.0)
     for query, label in zip(queries, truth, strict=True):
         similarities = bank @ query
         order = np.argsort(-similarities, kind="stable")
@@ -99,9 +98,8 @@ def test_an_untrained_network_stands_beside(tmp_path: Path, monkeypatch: pytest.
     images = ("--data", paths.train_32, "--val", paths.test_32)
     random = recipe("--random-weights", *images, *common, tmp_path / "random").ok()
     outcome = recipe(tmp_path / "net.pth", *images, *common, tmp_path / "out").ok()
-    numbers, floor = (
-        json.loads((tmp_path / f"{name}/result.json").read_text())["numbers"] for name in ("out", "random")
-    )
+    results = [read_result(tmp_path / f"{name}/result.json") for name in ("out", "random")]
+    numbers, floor = (result["numbers"] for result in results)
     assert "\nuntrained" not in random.out and len(floor) == 12
     assert {name: numbers.pop(f"untrained_{name}") for name in floor} == floor != numbers
     values = [floor[f"top1_k{k}_B5"] for k in (3, 5)]
@@ -164,9 +162,8 @@ def test_several_blocks_are_each_as_alone(tmp_path: Path, monkeypatch: pytest.Mo
         for name in ("train", "val"):
             several = tmp_path / "all" / f"{name}_{block}.npy"
             assert several.read_bytes() == (out / f"{name}.npy").read_bytes()
-            reported = [
-                json.loads(path.with_suffix(".json").read_text()) for path in (several, out / f"{name}.npy")
-            ]
+            paths = (several, out / f"{name}.npy")
+            reported = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
             assert reported[0]["digest"] == reported[1]["digest"]
         table.append([*alone.values(), np.mean(list(alone.values()))])
         assert lines[2 + number].split() == [block, *(f"{value:.1f}" for value in table[-1])]
@@ -231,9 +228,8 @@ def test_a_set_against_itself_is_scored_each_without_itself(tmp_path: Path) -> N
         out = tmp_path / name
         outcome = recipe(*sets, "--val", tmp_path / f"{name}.beton", "--k 1 19 --out", out).ok()
         lines, record = outcome.out.splitlines(), read_result(out / "result.json")
-        first = lines.index(
-            "the validation images are the training images (the same stored bytes): each without itself"
-        )
+        words = "the validation images are the training images (the same stored bytes): each without itself"
+        first = lines.index(words)
         assert lines[first + 1] == "20 validation images, neighbours of 19; B5 of resnet18"
         assert record["numbers"]["top1_k1"] == pytest.approx(by_others(out, list(own)))
         assert record["numbers"]["top1_k1"] < 60
@@ -264,9 +260,8 @@ def test_frames_tell_the_neighbours_class(tmp_path: Path) -> None:
     rows = np.array([[3, 10, 0, 3], [8, 1, 16, 0]])
     with Beton(sample_paths().test_32) as val, Beton(sample_paths().train_32) as train:
         queries = np.array([3, 0])
-        path = draw_neighbours(
-            tmp_path / "sheet.png", val, train, queries, rows, np.full((2, 4), 0.5), {"num_threads": 1}
-        )
+        shares, options = np.full((2, 4), 0.5), {"num_threads": 1}
+        path = draw_neighbours(tmp_path / "sheet.png", val, train, queries, rows, shares, options)
         same = train.labels()[rows] == val.labels()[queries][:, None]
     with Image.open(path) as opened:
         image = np.asarray(opened.convert("RGB")).astype(int)

@@ -87,19 +87,16 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(trained: Path, tmp_pat
     before, after = newest_checkpoint(trained), newest_checkpoint(out)
     name = "conv1.weight"
     assert after["backbone"][name].allclose(before["backbone"][name], atol=1e-4)
-    assert after["train_step"]["head"]["2.weight"].allclose(
-        before["train_step"]["head"]["2.weight"], atol=1e-4
-    )
+    weights = [each["train_step"]["head"]["2.weight"] for each in (before, after)]
+    assert weights[1].allclose(weights[0], atol=1e-4)
     refused(
         start(UIC, *SMALL_UIC, "--fine-tune", trained, "--num-clusters 8 --out", tmp_path / "a"),
         "num-clusters 16, not 8",
     )
     assert after["science"]["fine_tuned"] == before["science"] and len(after["science"]["fine_tune"]) == 64
     psl = ("--plan", "psl", "--epochs", 1, 1)
-    refused(
-        start(UIC, *SMALL_UIC, "--fine-tune", trained, *psl, "--out", tmp_path / "c"),
-        "give --plan end_to_end",
-    )
+    outcome = start(UIC, *SMALL_UIC, "--fine-tune", trained, *psl, "--out", tmp_path / "c")
+    refused(outcome, "give --plan end_to_end")
     refused(start(UIC, *SMALL_UIC, "--fine-tune", tmp_path / "none", "--out", tmp_path / "b"), "none")
 
 
@@ -111,9 +108,8 @@ def test_the_papers_fine_tuning_has_its_own_length(tmp_path: Path) -> None:
 
 def test_a_file_of_labels_must_be_the_datas(tmp_path: Path) -> None:
     def by(path: Path, *more: object) -> Outcome:
-        return start(
-            UIC, *SMALL_UIC, "--pseudo-labels", path, *more, "--max-steps-per-stage 1 --out", tmp_path / "out"
-        )
+        steps = "--max-steps-per-stage 1"
+        return start(UIC, *SMALL_UIC, "--pseudo-labels", path, *more, steps, "--out", tmp_path / "out")
 
     labels = tmp_path / "labels.npz"
     with Beton(sample_paths().train) as data:
@@ -123,9 +119,8 @@ def test_a_file_of_labels_must_be_the_datas(tmp_path: Path) -> None:
     state = newest_checkpoint(tmp_path / "out")
     assert state["task"]["store"]["current"].tolist() == 30 * list(range(16))
     assert state["science"]["labels"] == sha256(labels.read_bytes()).hexdigest()
-    short, other_data, wrong, test = (
-        tmp_path / f"{name}.npz" for name in ("short", "other", "wrong", "test")
-    )
+    names = ("short", "other", "wrong", "test")
+    short, other_data, wrong, test = (tmp_path / f"{name}.npz" for name in names)
     with np.load(labels) as arrays:
         rows = {name: arrays[name][:-1] for name in ("labels", "indices", "entropy")}
         np.savez(short, **{**arrays, **rows})

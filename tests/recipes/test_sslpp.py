@@ -65,9 +65,8 @@ def test_the_papers_values(task: str) -> None:
     assert experiment.task.seed == 5  # of the clusters and of each epoch's classifier
     assert options.batch_size == batch_size and [stage.epochs for stage in experiment.stages] == [epochs]
     for epoch, rate in rates.items():
-        assert experiment.schedule(Moment(epoch * 10, epochs * 10, 0, epochs, epochs)) == pytest.approx(
-            rate
-        ), epoch
+        moment = Moment(epoch * 10, epochs * 10, 0, epochs, epochs)
+        assert experiment.schedule(moment) == pytest.approx(rate), epoch
     optimiser = experiment.optimiser(experiment.backbone.named_parameters())
     groups = [group for group in optimiser.param_groups if group["params"]]
     assert all(group["weight_decay"] == 5e-4 for group in groups)
@@ -82,9 +81,8 @@ def test_the_papers_values(task: str) -> None:
     plain = find_recipe(f"sslpp_{task}").variant(replace(options, proxy=False))
     assert plain == ({"batch_size": 512} if task == "rotation" else {})
     # Labels are computed from whole images, as the network sees them.
-    assert experiment.task.pass_views(1) == (
-        center_view(experiment.task.views(1)[0].input(), 32, whole=True),
-    )
+    input = experiment.task.views(1)[0].input()
+    assert experiment.task.pass_views(1) == (center_view(input, 32, whole=True),)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -128,11 +126,8 @@ def test_each_task_with_each_kind_of_labels(task: str, source: str, labels: Path
     expected = {"none": {"source": "none"}, "coupled": {"source": "coupled", "num_classes": 5}}
     with closing(open_data(str(sample_paths().train))) as data:
         of_file = {
-            "source": "random",
-            "seed": 0,
-            "num_classes": 7,
-            "digest": read_labels(labels, data).digest(),
-        }
+            "source": "random", "seed": 0, "num_classes": 7, "digest": read_labels(labels, data).digest(),
+        }  # fmt: skip
     assert state["science"]["pseudo_labels"] == expected.get(source, of_file)
     heads = {name.split(".")[0] for name in state["train_step"]["head"]}
     assert heads == {"none": {"proxy"}, "alone": {"labels"}}.get(source, {"proxy", "labels"})
@@ -192,15 +187,9 @@ SMALL_IIC = words(
 def few() -> tuple[str, ...]:
     """Return options for a third of the sample's images."""
     return (
-        "--data",
-        str(sample_paths().test_32),
-        "--val",
-        "none",
-        "--backbone",
-        "resnet18",
-        "--num-clusters",
+        "--data", str(sample_paths().test_32), "--val", "none", "--backbone", "resnet18", "--num-clusters",
         "16",
-    )
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -236,9 +225,8 @@ def test_the_file_holds_the_checkpoints_labels_and_how_they_were_made(trained: P
     assert stored.entropy.tolist() == state["task"]["entropy"].tolist() and np.isfinite(stored.entropy).all()
     assert (stored.num_classes, stored.num_split, stored.made_by) == (16, 0, "sslpp_iic")
     expected = {"source": "iic", "recipe": "sslpp_iic", "num_clusters": 16, "num_heads": 2, "seed": 0}
-    expected["cut"] = any(
-        stage["num_steps"] < stage["num_steps_planned"] for stage in state["position"]["summaries"]
-    )
+    stages = state["position"]["summaries"]
+    expected["cut"] = any(stage["num_steps"] < stage["num_steps_planned"] for stage in stages)
     assert expected.items() <= dict(stored.configuration).items()
     assert {"backbone", "augment", "epochs", "num_copies"} <= set(stored.configuration)
     assert (

@@ -72,9 +72,8 @@ def test_small_images_are_padded_and_scored_whole() -> None:
 
 
 def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(tmp_path: Path) -> None:
-    nin = words(
-        *SMALL_SUPERVISED[:2], "--val", sample_paths().test_32, "--size-px 16 --batch-size 16 --workers 1"
-    )
+    val = ("--val", sample_paths().test_32)
+    nin = words(*SMALL_SUPERVISED[:2], *val, "--size-px 16 --batch-size 16 --workers 1")
     steps = ("--no-tensorboard", "--backbone", "nin3", "--epochs", "1", "--max-steps-per-stage", "3")
     chosen = ("--crop", "padded", "--labels-per-class", "2")
     outcome = start("supervised", *nin, *steps, *chosen, "--out", tmp_path / "out")
@@ -85,10 +84,8 @@ def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(tmp_path: Path) ->
     assert (science["crop"], science["labels_per_class"]) == ("padded", 2)
     assert (record["settings"]["crop"], record["data"]["num_train"]) == ("padded", 480)
     assert "3 of 30 steps" in outcome.err  # as many steps as with all 480 images in batches of 16
-    refused(
-        start("supervised", *nin, *steps, "--out", tmp_path / "out"),
-        "crop (padded there, random_resized now)",
-    )
+    outcome = start("supervised", *nin, *steps, "--out", tmp_path / "out")
+    refused(outcome, "crop (padded there, random_resized now)")
     refused(start("supervised", *nin, *steps, "--labels-per-class 61 --out", tmp_path / "b"), "has 60 images")
 
 
@@ -111,19 +108,13 @@ def test_a_drawn_list_is_on_record_and_can_be_given_again(tmp_path: Path) -> Non
     record = read_result(drawn / "result.json")
     assert (record["protocol"], record["recipe"]) == ("semi_supervised", "semi_supervised")
     assert set(record["numbers"]) == {"top1", "top5"} and not record["cut"]
-    assert (record["data"]["train"], record["data"]["num_train"], record["data"]["num_val"]) == (
-        digest,
-        48,
-        160,
-    )
+    learned = record["data"]
+    assert (learned["train"], learned["num_train"], learned["num_val"]) == (digest, 48, 160)
     assert record["data"]["whole_train"] == whole
     settings = record["settings"]
     assert (settings["percent"], settings["lr"], settings["epochs"], settings["weight_decay"]) == (
-        10,
-        0.01,
-        1,
-        0,
-    )
+        10, 0.01, 1, 0,
+    )  # fmt: skip
     assert settings["protocol"] == "pirl" and settings["intervals"] == [30, 40]
     position = newest_checkpoint(drawn)["position"]
     assert position["run_step"] == 3  # 48 images in batches of 16
@@ -132,9 +123,8 @@ def test_a_drawn_list_is_on_record_and_can_be_given_again(tmp_path: Path) -> Non
 
     # The same images, given by their names, yield the same network.
     (tmp_path / "names.txt").write_text("\n".join(names))
-    start(
-        "semi_supervised", *DATA, *SMALL_SEMI, "--seed 3 --label-list", tmp_path / "names.txt", "--out", given
-    ).ok()
+    by_list = ("--label-list", tmp_path / "names.txt")
+    start("semi_supervised", *DATA, *SMALL_SEMI, "--seed 3", *by_list, "--out", given).ok()
     weights = [newest_checkpoint(folder)["backbone"] for folder in (drawn, given)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     again = read_result(given / "result.json")
@@ -163,9 +153,8 @@ def test_protocols_are_pirls_and_simclrs() -> None:
         for epoch in range(70):
             rate = experiment.schedule(Moment(epoch * 10, 700, 0, 70, 70))
             assert rate == pytest.approx(lr / 2 * (0.1 if epoch >= 30 else 1))
-        groups = experiment.optimiser(
-            iter([("blocks.0.weight", torch.nn.Parameter(torch.zeros(3)))])
-        ).param_groups
+        named = iter([("blocks.0.weight", torch.nn.Parameter(torch.zeros(3)))])
+        groups = experiment.optimiser(named).param_groups
         assert [g["weight_decay"] for g in groups] == [0, 0] and groups[0]["nesterov"]
         assert groups[0]["momentum"] == 0.9
 
@@ -212,8 +201,7 @@ def test_validation_images_that_are_learned_from_are_told(
     data = ("--data", sample_paths().train_32, "--val", sample_paths().train_32, "--size-px 32 --epochs 1")
     cut = "--batch-size 32 --workers 1 --no-tensorboard --max-steps-per-stage 1 --out"
     outcome = start(recipe, *data, more, cut, tmp_path).ok()
-    line = (
-        f"{num} of 480 validation images are training images (the same stored bytes): the score is too high"
-    )
+    words_of = "validation images are training images (the same stored bytes): the score is too high"
+    line = f"{num} of 480 {words_of}"
     assert outcome.err.count(line) == 1
     assert read_result(tmp_path / "result.json")["settings"]["shared_images"] == num

@@ -17,7 +17,7 @@ from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.embedded.draw_voc import draw_voc
 from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.transfer.classification.task import PROTOCOLS, label_scores
-from tests.programs import digests, newest_checkpoint
+from tests.programs import digests, newest_checkpoint, records
 from tests.recipes.in_process import goes_on, ran, refused, start, words
 from tests.slow import slow
 
@@ -45,10 +45,8 @@ def test_a_result_says_its_protocol(
     outcome = recipe(*RANDOM, *SMALL, *arguments).ok()
     record = read_result(tmp_path / "result.json")
     assert (record["recipe"], record["protocol"]) == ("voc_classification", f"classification/{name}")
-    row = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in asdict(PROTOCOLS[name]).items()
-    }
+    row = asdict(PROTOCOLS[name])
+    row = {key: list(value) if isinstance(value, tuple) else value for key, value in row.items()}
     rate = row.pop("all") | {"lr_batch": 16}  # type: ignore[operator]
     assert row.pop("fc6_8") != rate
     settings = record["settings"]
@@ -74,12 +72,9 @@ def test_what_the_command_line_changes_is_on_record(voc: Path, tmp_path: Path) -
     record = read_result(tmp_path / "result.json")
     settings = record["settings"]
     assert (settings["steps"], settings["epochs"], settings["lr"], record["cut"]) == (5, 0, 0.02, False)
-    rates = [
-        line.split('"lr": ')[1].split(",")[0]
-        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
-    ]
+    rates = [line["lr"] for line in records(tmp_path / "metrics.jsonl")]
     # The rate is .02 for a batch of 16, and drops after 1.25, 2.5 and 3.75 steps.
-    assert [float(rate) for rate in rates] == pytest.approx([0.005, 0.005, 0.0025, 0.00125, 0.000625])
+    assert rates == pytest.approx([0.005, 0.005, 0.0025, 0.00125, 0.000625])
     # Resume from another process's checkpoint, within an epoch of five steps and after the last one.
     whole = digests(newest_checkpoint(tmp_path))
     again = recipe(*RANDOM, *SMALL, *arguments)

@@ -29,10 +29,8 @@ from tests.recipes.in_process import goes_on, refused, start, words
 RECIPE = "voc_detection"
 recipe = partial(start, RECIPE)
 RANDOM = ("--random-weights", "--backbone", "resnet18")
-TINY = words(
-    "--protocol small --short-side 48 --batch-size 4 --steps 4 --anchor-px 12 24 --workers",
-    "1 --no-tensorboard",
-)
+TINY = words("--protocol small --short-side 48 --batch-size 4 --steps 4 --anchor-px 12 24 --workers 1")
+TINY = (*TINY, "--no-tensorboard")
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +41,8 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_puts_its_scores_and_its_protocol_on_record(devkit: Path, tmp_path: Path) -> None:
     outcome = recipe("--data", devkit, *RANDOM, *TINY, "--out", tmp_path).ok()
     record = read_result(tmp_path / "result.json")
-    assert (record["protocol"], record["recipe"], record["cut"]) == (
-        "detection/small",
-        "voc_detection",
-        False,
-    )
+    found = record["protocol"], record["recipe"], record["cut"]
+    assert found == ("detection/small", "voc_detection", False)
     data = VOC(devkit, ("2007_test",), "boxes")
     stored = read_predictions(tmp_path / "predictions.npz")
     assert record["numbers"] == {name: round(value, 4) for name, value in box_scores(stored, data).items()}
@@ -107,11 +102,8 @@ def rate(name: str, step: int, num_steps: int, batch_size: int = 16) -> float:
 
 def test_schedules_are_the_published_ones() -> None:
     for name, lr, warmup in (("pirl", 0.002, 1000), ("vissl", 0.02, 100)):
-        assert (PROTOCOLS[name].steps, PROTOCOLS[name].lr_batch, PROTOCOLS[name].weight_decay) == (
-            25_000,
-            16,
-            1e-4,
-        )
+        found = PROTOCOLS[name]
+        assert (found.steps, found.lr_batch, found.weight_decay) == (25_000, 16, 1e-4)
         for step, value in ((0, lr / 1000), (warmup, lr), (16_999, lr), (17_000, lr / 10)):
             assert rate(name, step, 25_000) == pytest.approx(value)
         assert rate(name, warmup, 25_000, 8) == pytest.approx(lr / 2)

@@ -55,11 +55,8 @@ def test_scores_result_and_image(devkit: Path, tmp_path: Path) -> None:
     assert result["settings"]["crop"] == "squashed"
     with VOC(devkit, VISSL.train, "boxes") as train, VOC(devkit, VISSL.test, "boxes") as test:
         assert result["data"] == {
-            "train": train.digest(),
-            "val": test.digest(),
-            "num_train": 36,
-            "num_val": 20,
-        }
+            "train": train.digest(), "val": test.digest(), "num_train": 36, "num_val": 20,
+        }  # fmt: skip
         names = train.class_names
     assert names is not None
     numbers, found = result["numbers"], outcomes(out)
@@ -79,9 +76,8 @@ def test_scores_result_and_image(devkit: Path, tmp_path: Path) -> None:
     assert result["settings"]["fits"] == 15 * 34
     assert lines[2].startswith("3 classes, 510 SVMs of 36 images, scored on 20; by chance ")
     table = [line.split() for line in lines if line[:2] in BLOCKS or line.startswith("best")]
-    assert table == [
-        [name, f"{value:.1f}"] for name, value in zip((*BLOCKS, "best"), (*means, max(means)), strict=True)
-    ]
+    values = zip((*BLOCKS, "best"), (*means, max(means)), strict=True)
+    assert table == [[name, f"{value:.1f}"] for name, value in values]
     assert lines[-2:] == [f"result {out / 'result.json'}", f"chart {out / 'result.png'}"]
     record = json.loads((out / "train_B3.json").read_text())
     assert record["squashed"] and record["pool"]["window"] == [28, 13, 5, 0] and record["dtype"] == "float32"
@@ -143,9 +139,8 @@ def test_two_ranks_make_the_same_files(devkit: Path, tmp_path: Path) -> None:
     one_rank, both_ranks = tmp_path / "one", tmp_path / "two"
     options = (*SMALL, *RANDOM, "--low-shot --shots 2 --data", devkit)
     recipe(*options, "--out", one_rank).ok()
-    shutil.copytree(
-        one_rank, both_ranks
-    )  # the same features, because two ranks' batches round sums in another way
+    # The same features, because two ranks' batches round sums in another way.
+    shutil.copytree(one_rank, both_ranks)
     shutil.rmtree(both_ranks / "svm")
     (both_ranks / "result.json").unlink()
     ran(RECIPE, *options, "--out", both_ranks, ranks=2)

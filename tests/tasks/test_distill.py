@@ -127,9 +127,8 @@ def test_the_teacher_sees_the_students_crop_and_flip(decoder: str) -> None:
 def test_boxes_of_another_size_are_of_the_same_place() -> None:
     views = experiment_of(teacher_of(1, 96)).task.views(1)
     with closing(open_data(sample_paths().train)) as data:
-        decoder, _ = open_decoder(
-            "pillow", data, batch_size=4, num_threads=1, num_views=2, device=CPU, hw_decoder_load=None
-        )
+        options: dict[str, Any] = {"num_threads": 1, "num_views": 2, "hw_decoder_load": None}
+        decoder, _ = open_decoder("pillow", data, batch_size=4, device=CPU, **options)
         planned = plan(LoaderSpec(data, views, 5, decoder, "raise", CPU, None), 2, 0, np.arange(4))
     (own, theirs), (flips, their_flips) = planned.boxes, (draws[0]["flip"] for draws in planned.draws)
     assert np.array_equal(own, theirs) and np.array_equal(flips, their_flips)

@@ -11,219 +11,29 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.optimisers import adam
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.embedded.draw_sample import sample_paths
-from fastpsl.tasks.pseudo_labels.iic import (
-    EPS,
-    IIC,
-    ClusterEpochs,
-    ClusterHeads,
-    mutual_information_loss,
-)
+from fastpsl.tasks.pseudo_labels.iic import IIC, ClusterEpochs, ClusterHeads, mutual_information_loss
 from fastpsl.tasks.pseudo_labels.scores import nmi
 from tests.engine.exact_signals import train_until
+from tests.engine.steps import make_step, rank_of
 from tests.engine.tiny import TinyNet, noise_batch, one_process, tiny_run
 from tests.programs import digests, epoch_records, newest_checkpoint
+from tests.recipes.in_process import same_run
 from tests.slow import slow
 from tests.warm import results_of_ranks
-
-COPIES, NUM, SUB_HEADS, CLUSTERS = 3, 6, 2, 4
-MASKS = {
-    "all": [True] * 6,
-    "some": [True, False, True, True, False, True],
-    "one": [False, True, False, False, False, False],
-}
-ALL = torch.tensor(MASKS["all"])
-
-
-def logits(num: int = NUM, clusters: int = CLUSTERS, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return logits of a view [B, S, C], and of similar copies [K, B, S, C]."""
-    random = torch.Generator().manual_seed(seed)
-    first = 3 * torch.randn(num, SUB_HEADS, clusters, generator=random)
-    return first, 0.7 * first + torch.randn(COPIES, num, SUB_HEADS, clusters, generator=random)
-
-
-def shares(num: int = NUM, clusters: int = CLUSTERS, seed: int = 0) -> tuple[Tensor, Tensor]:
-    first, others = logits(num, clusters, seed)
-    return first.softmax(-1), others.softmax(-1)
-
-
-def double_loop(pairs: list[tuple[list[float], list[float]]]) -> float:
-    """Compute equation 2 with IIC's floor, for pairs of distributions."""
-    size = len(pairs[0][0])
-    joint = [[sum(z[c] * w[d] for z, w in pairs) / len(pairs) for d in range(size)] for c in range(size)]
-    joint = [[(joint[c][d] + joint[d][c]) / 2 for d in range(size)] for c in range(size)]
-    total = sum(map(sum, joint))
-    joint = [[cell / total for cell in row] for row in joint]
-    of_row = [max(sum(row), EPS) for row in joint]
-    of_column = [max(sum(row[d] for row in joint), EPS) for d in range(size)]
-    loss = 0.0
-    for c in range(size):
-        for d in range(size):
-            cell = max(joint[c][d], EPS)
-            loss -= cell * (math.log(cell) - math.log(of_row[c]) - math.log(of_column[d]))
-    return loss
-
-
-def pairs_of(
-    first: Tensor, others: Tensor, valid: Tensor, sub_head: int
-) -> list[tuple[list[float], list[float]]]:
-    return [
-        (first[i, sub_head].tolist(), copy[i, sub_head].tolist())
-        for copy in others
-        for i in range(len(first))
-        if valid[i]
-    ]
-
-
-def test_the_floor_is_the_papers() -> None:
-    assert pytest.approx(2.2e-16, rel=0.02) == EPS
-
-
-@pytest.mark.parametrize("mask", MASKS)
-def test_equals_the_double_loop_over_all_pairs(mask: str) -> None:
-    first, others = shares()
-    valid = torch.tensor(MASKS[mask])
-    losses = mutual_information_loss(first, others, valid)
-    assert losses.dtype == torch.float32 and losses.shape == (SUB_HEADS,)
-    for sub_head in range(SUB_HEADS):
-        expected = double_loop(pairs_of(first, others, valid, sub_head))
-        assert losses[sub_head].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    assert mask == "one" or (losses < -1e-3).all()
-
-
-def test_best_and_worst_are_known() -> None:
-    """Even clusters that both views agree on give -log C. A collapse and clusters by chance give 0."""
-    sure = torch.eye(CLUSTERS)[torch.arange(8) % CLUSTERS][:, None]
-    valid = torch.ones(8, dtype=torch.bool)
-    assert mutual_information_loss(sure, sure[None], valid).item() == pytest.approx(-math.log(CLUSTERS))
-    one = torch.eye(CLUSTERS)[torch.zeros(8, dtype=torch.long)][:, None]
-    assert mutual_information_loss(one, one[None], valid).item() == pytest.approx(0, abs=1e-6)
-    pairs = torch.cartesian_prod(torch.arange(CLUSTERS), torch.arange(CLUSTERS))
-    first, other = (torch.eye(CLUSTERS)[pairs[:, i]][:, None] for i in (0, 1))
-    valid = torch.ones(16, dtype=torch.bool)
-    assert mutual_information_loss(first, other[None], valid).item() == pytest.approx(0, abs=1e-6)
-
-
-def plain_gradients(first: Tensor, others: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute gradients by autograd in float64, pair by pair."""
-    leaves = first.double().requires_grad_(), others.double().requires_grad_()
-    z, copies = (leaf.softmax(-1) for leaf in leaves)
-    total = torch.zeros((), dtype=torch.float64)
-    for sub_head in range(SUB_HEADS):
-        joint = sum(
-            torch.outer(z[i, sub_head], copy[i, sub_head])
-            for copy in copies
-            for i in range(len(z))
-            if valid[i]
-        )
-        assert isinstance(joint, Tensor)
-        joint = (joint + joint.T) / (2 * joint.sum())
-        parts = joint.clamp(min=EPS), joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
-        total = total - (parts[0] * (parts[0].log() - parts[1].log() - parts[2].log())).sum()
-    total.backward()
-    assert leaves[0].grad is not None and leaves[1].grad is not None
-    return leaves[0].grad, leaves[1].grad
-
-
-@pytest.mark.parametrize("mask", ["all", "some"])
-def test_gradients_are_those_of_the_plain_formula(mask: str) -> None:
-    valid = torch.tensor(MASKS[mask])
-    leaves = tuple(leaf.requires_grad_() for leaf in logits())
-    mutual_information_loss(leaves[0].softmax(-1), leaves[1].softmax(-1), valid).sum().backward()
-    for leaf, expected in zip(leaves, plain_gradients(*logits(), valid), strict=True):
-        assert leaf.grad is not None
-        assert torch.allclose(leaf.grad.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-    assert leaves[0].grad is not None and not leaves[0].grad[~valid].any()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_inputs_and_autocast_are_worked_on_in_float32(dtype: torch.dtype) -> None:
-    """Views are sure of one cluster: in half precision the floor would be 0 and the loss not finite."""
-    first, others = (tensor.to(dtype) for tensor in shares())
-    first[0], others[:, 0] = torch.eye(CLUSTERS, dtype=dtype)[1], torch.eye(CLUSTERS, dtype=dtype)[1]
-    first[1:, :, 3], others[:, 1:, :, 3] = 0, 0  # an empty cluster
-    whole = mutual_information_loss(first.float(), others.float(), ALL)
-    for autocast in (False, True):
-        leaf = first.clone().requires_grad_()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            losses = mutual_information_loss(leaf, others, ALL)
-            losses.sum().backward()
-        assert torch.equal(losses, whole) and losses.dtype == torch.float32 and losses.isfinite().all()
-        assert leaf.grad is not None and leaf.grad.dtype == dtype and leaf.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("num", [0, 4])
-def test_no_pair_teaches_nothing(num: int) -> None:
-    first, others = (tensor.requires_grad_() for tensor in shares(num))
-    losses = mutual_information_loss(first, others, torch.zeros(num, dtype=torch.bool))
-    losses.sum().backward()
-    assert losses.tolist() == pytest.approx([0.0] * SUB_HEADS, abs=1e-12)
-    assert first.grad is not None and not first.grad.any()
-
-
-def test_what_does_not_count_may_be_anything() -> None:
-    first, others = shares()
-    valid = torch.tensor(MASKS["some"])
-    expected = mutual_information_loss(first, others, valid)
-    first[1], others[:, 4] = torch.nan, torch.inf
-    first.requires_grad_()
-    losses = mutual_information_loss(first, others, valid)
-    losses.sum().backward()
-    assert torch.equal(losses, expected) and first.grad is not None and first.grad.isfinite().all()
-
-
-# Ranks have 4 samples each, of which 3 and 1 are valid; then 4 and none.
-UNEQUAL = {
-    "3 and 1": [True, True, False, True, False, True, False, False],
-    "4 and 0": [True] * 4 + [False] * 4,
-}
-
-
-def learned(mask: str, rank: int, world_size: int) -> dict[str, Tensor]:
-    """Return losses and weight gradients of this rank's part of eight samples in four views."""
-    part = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
-    torch.manual_seed(1)
-    net = nn.Sequential(nn.Linear(CLUSTERS, 8), nn.Tanh(), nn.Linear(8, CLUSTERS))
-    forward = DistributedDataParallel(net) if world_size > 1 else net
-    views = torch.cat([logits(8)[0][None], logits(8)[1]])[:, part]
-    z = forward(3 * views).softmax(-1)
-    losses = mutual_information_loss(z[0], z[1:], torch.tensor(UNEQUAL[mask])[part])
-    losses.mean().backward()
-    gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-    return {**gradients, "losses": losses.detach()}
-
-
-def of_each_mask(rank: int, world_size: int) -> dict[str, dict[str, Tensor]]:
-    return {mask: learned(mask, rank, world_size) for mask in UNEQUAL}
-
-
-def test_two_ranks_with_unequal_data_have_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
-    first, second = results_of_ranks(of_each_mask, 2, tmp_path)
-    for mask in UNEQUAL:
-        alone = learned(mask, 0, 1)
-        assert set(alone) == set(first[mask]) and len(alone) == 5
-        for name, value in alone.items():
-            assert torch.equal(first[mask][name], second[mask][name]), name
-            largest = float(value.abs().max())
-            assert largest > 1e-6, name
-            assert torch.allclose(first[mask][name], value, rtol=0, atol=1e-5 * largest + 1e-8), name
 
 
 def iic(**options: Any) -> IIC:
@@ -437,11 +247,7 @@ def train_step_of(task: IIC) -> TrainStep:
     torch.manual_seed(0)
     with Beton(sample_paths().train_32) as data:
         task.check_data(data, BATCH)
-    blocks, head = StageBlocks(TinyNet(), STAGE), task.head(1, 16)
-    task.start_stage(STAGE, blocks, head)
-    module = StageModule(blocks, head, task)
-    optimiser = adam(module.learning_parameters())
-    return TrainStep(module, optimiser, task.views(1), "fp32", one_process())
+    return make_step(STAGE, task, optimiser=adam)
 
 
 @pytest.mark.filterwarnings("ignore:collapse")
@@ -454,11 +260,8 @@ def test_loss_is_of_every_pair_and_the_mean_over_sub_heads() -> None:
     loss, metrics = train_step.module(inputs, batch)
     head = train_step.module.head
     assert isinstance(head, ClusterHeads) and task.inputs_per_image(1) == 1 + RUNS_COPIES
-    shares = (
-        head(train_step.module.blocks(torch.cat(inputs)))
-        .softmax(2)
-        .view(1 + RUNS_COPIES, 8, RUNS_SUB_HEADS, RUNS_CLUSTERS)
-    )
+    shares = head(train_step.module.blocks(torch.cat(inputs))).softmax(2)
+    shares = shares.view(1 + RUNS_COPIES, 8, RUNS_SUB_HEADS, RUNS_CLUSTERS)
     pairs = [torch.cat([shares[0, :5]] * RUNS_COPIES), shares[1:, :5].flatten(0, 1)]
     valid = torch.ones(5 * RUNS_COPIES, dtype=torch.bool)
     expected = mutual_information_loss(pairs[0], pairs[1][None], valid).mean()
@@ -487,13 +290,9 @@ def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path
         assert all(g is not None and not g.any() for g in gradients[other])
         assert all(g is not None and g.any() for g in gradients[1 - other])
     train_step.module.eval()  # validation images are scored by head A in every epoch
-    losses = []
+    losses, inputs = [], batch.inputs(task.views(1), torch.float32)
     for batch.epoch in (0, 1):
-        losses.append(
-            train_step.module(batch.inputs(task.views(1), torch.float32), train_step.prepared(batch))[
-                0
-            ].item()
-        )
+        losses.append(train_step.module(inputs, train_step.prepared(batch))[0].item())
     assert losses[0] == losses[1]
     task = Watched()
     train_step_of(task)
@@ -506,8 +305,7 @@ def test_a_stage_begins_with_head_a(tmp_path: Path) -> None:
     run, task = tiny_run(tmp_path, batch_size=BATCH, epochs=(2, 1)), Watched(second_clusters=SECOND)
     torch.manual_seed(0)
     stages = make_plan("sl", (2, 1), num_levels=1, num_blocks=5)
-    assert pretrain(Experiment(task, TinyNet(), stages, step_drops(1e-3, (1,)), adam), run)
-    run.close()
+    assert train_until(None, Experiment(task, TinyNet(), stages, step_drops(1e-3, (1,)), adam), run)
     assert [number for number, *_ in task.steps[::STEPS]] == [0, 1, 0]
 
 
@@ -555,11 +353,8 @@ def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) 
         for name in ("weight", "bias")
     )
     task_state = state["task"]
-    labels, short, entropy = (
-        torch.full((RUNS_NUM,), -1),
-        torch.full((RUNS_NUM,), math.inf),
-        torch.zeros(RUNS_NUM),
-    )
+    labels, entropy = torch.full((RUNS_NUM,), -1), torch.zeros(RUNS_NUM)
+    short = torch.full((RUNS_NUM,), math.inf)
     network.eval()
     with torch.no_grad(), run.data.loader(run.data.train, [task.center], train=False) as loader:
         for batch in loader.epoch(0):
@@ -585,10 +380,8 @@ def test_validation_images_have_no_labels_and_teach_nothing(tmp_path: Path) -> N
     for _ in range(2):
         torch.manual_seed(0)
         experiments.append(make_experiment(Watched(second_clusters=SECOND), Plain(), epochs=(2,)))
-    runs = [
-        tiny_run(tmp_path / "with", batch_size=BATCH, epochs=(2,)),
-        tiny_run(tmp_path / "without", batch_size=BATCH, epochs=(2,), val=None),
-    ]
+    options: dict[str, Any] = {"batch_size": BATCH, "epochs": (2,)}
+    runs = [tiny_run(tmp_path / "with", **options), tiny_run(tmp_path / "without", val=None, **options)]
     for experiment, run in zip(experiments, runs, strict=True):
         assert pretrain(experiment, run)
     states = [newest_checkpoint(tmp_path / name) for name in ("with", "without")]
@@ -623,8 +416,7 @@ def test_resumed_from_any_step_equals_never_stopped(
     assert not fit(tmp_path, Watched(second_clusters=SECOND), stop_at=step)
     assert newest_checkpoint(tmp_path)["position"]["run_step"] == step
     assert fit(tmp_path, Watched(second_clusters=SECOND))
-    assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole[0]))
-    assert epoch_records(tmp_path) == epoch_records(whole[0])
+    same_run(whole[0], tmp_path, "epochs.jsonl", "metrics.jsonl")
 
 
 @pytest.mark.filterwarnings("ignore:collapse")
@@ -646,44 +438,30 @@ class Plain(TinyNet):
             part[1] = nn.GroupNorm(4, width)  # type: ignore[index, operator]
 
 
-def on_two_ranks(out: Path, rank: int, size: int) -> dict[str, Any]:
-    return a_run(out, World(rank, size, rank, size, torch.device("cpu")))
-
-
-def a_run(out: Path, world: World) -> dict[str, Any]:
-    options = PretrainOptions(
-        data=str(sample_paths().train_32), out=out, batch_size=BATCH, epochs=(2,), tensorboard=False,
-        workers=1, checkpoint_minutes=0.0, checkpoint_steps=7, keep_checkpoints=100,
-    )  # fmt: skip
-    run, task = Run("tiny", RunData(options, world)), Watched(second_clusters=SECOND)
+def a_run(out: Path, rank: int, size: int) -> dict[str, Any]:
+    options = {"batch_size": BATCH, "epochs": (2,), "checkpoint_steps": 7, "keep_checkpoints": 100}
+    run, task = tiny_run(out, rank_of(rank, size), val=None, **options), Watched(second_clusters=SECOND)
     torch.manual_seed(0)
-    assert pretrain(make_experiment(task, Plain(), epochs=(2,), lr=1e-4), run)
-    run.close()
+    assert train_until(None, make_experiment(task, Plain(), epochs=(2,), lr=1e-4), run)
     losses = [step[1] for step in task.steps]
     return {"labels": task.labels, "best": task.epochs.best.tolist(), "losses": losses}
 
 
 @pytest.mark.filterwarnings("ignore:collapse")
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_two_ranks_learn_and_label_as_one(tmp_path: Path) -> None:
     """Losses of every step, the best sub-heads, clusters in mid-epoch and final labels are equal."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    alone = a_run(tmp_path / "one", one_process())
-    torch.set_num_threads(threads)
-    for held in results_of_ranks(partial(on_two_ranks, tmp_path / "two"), 2, tmp_path):
+    alone = a_run(tmp_path / "one", 0, 1)
+    for held in results_of_ranks(partial(a_run, tmp_path / "two"), 2, tmp_path):
         assert held["best"] == alone["best"]
         assert np.allclose(held["losses"], alone["losses"], rtol=0.01, atol=1e-5)
         assert (held["labels"] == alone["labels"]).float().mean() > 0.98
     # Equality is not trivial.
     assert np.min(alone["losses"]) < -0.001 and len(alone["labels"].unique()) > 1
     for step in (7, 28):  # head A has seen 7 steps, head B 13
-        one, two = (
-            torch.load(tmp_path / name / "checkpoints" / f"step-{step:08d}.pt", weights_only=True)["task"][
-                "epochs"
-            ]
-            for name in ("one", "two")
-        )
+        paths = (tmp_path / name / "checkpoints" / f"step-{step:08d}.pt" for name in ("one", "two"))
+        one, two = (torch.load(path, weights_only=True)["task"]["epochs"] for path in paths)
         assert torch.equal(one["clusters"] >= 0, two["clusters"] >= 0)
         assert int((one["clusters"] >= 0).sum()) == step % STEPS * BATCH
         assert (one["clusters"] == two["clusters"]).float().mean() > 0.98

@@ -119,12 +119,9 @@ def test_contact_sheet_shows_the_window_and_the_puzzle() -> None:
 def test_impossible_levels_are_refused() -> None:
     permutations = permutation_set(9, [6, 12, 24]).permutations
     sizes = {
-        "shorter_px": 40,
-        "cell_px": 12,
-        "tile_px": TILE_PX,
-        "permutations_per_image": 1,
+        "shorter_px": 40, "cell_px": 12, "tile_px": TILE_PX, "permutations_per_image": 1,
         "embedding_width": 5,
-    }
+    }  # fmt: skip
     for counts in ((12, 6, 24), (6, 12, 25), (1, 2, 3)):
         with pytest.raises(ValueError, match="give --counts that rise"):
             Jigsaw(permutations, counts, **sizes)
@@ -186,17 +183,12 @@ def test_noroozis_bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
-        b"no array",
-        noroozi((ROWS + 1).tolist())[:-4],
-        noroozi((ROWS + 1).tolist()) + b"\0",
-        (ROWS + 1).astype("<i4").tobytes(),
-        struct.pack(">14i", 4, 3, *(ROWS + 1).flatten()),
-        struct.pack("<2i", -1, -1) + b"\0\0\0\0",
-        struct.pack("<2i", 0, 9),
+        b"", b"no array", noroozi((ROWS + 1).tolist())[:-4], noroozi((ROWS + 1).tolist()) + b"\0",
+        (ROWS + 1).astype("<i4").tobytes(), struct.pack(">14i", 4, 3, *(ROWS + 1).flatten()),
+        struct.pack("<2i", -1, -1) + b"\0\0\0\0", struct.pack("<2i", 0, 9),
     ],
     ids=["empty", "text", "cut short", "too long", "without a header", "big-endian", "negative", "no rows"],
-)
+)  # fmt: skip
 def test_other_files_are_named(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "p.bin").write_bytes(data)
     with pytest.raises(ValueError, match="neither an .npy file of numbers nor a .bin") as refused:

@@ -15,6 +15,7 @@ from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.kernels.tf32 import no_tf32
 from fastpsl.tasks.pseudo_labels import k_means as module
 from fastpsl.tasks.pseudo_labels.k_means import Whitening, drawn_rows, fit_whitening, k_means, split_biggest
+from tests.engine.steps import rank_of
 from tests.engine.tiny import one_process
 from tests.warm import results_of_ranks
 
@@ -145,7 +146,7 @@ def shared_out(world: World) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
 
 
 def of_a_rank(rank: int, world_size: int) -> tuple[Tensor, ...]:
-    *found, numbers = shared_out(World(rank, world_size, rank, world_size, torch.device("cpu")))
+    *found, numbers = shared_out(rank_of(rank, world_size))
     return *found, torch.from_numpy(numbers)  # type: ignore[return-value, arg-type]
 
 
@@ -244,7 +245,7 @@ def test_more_directions_than_there_are_is_our_fault() -> None:
 
 def whitening_of_a_rank(rank: int, world_size: int) -> tuple[Tensor, Tensor]:
     """Fit to a part of 90 or of 11 rows."""
-    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    world = rank_of(rank, world_size)
     fitted = fit_whitening(whitening_rows_of(101, 16).split(90)[rank].split(32), 5, world)
     return fitted.mean, fitted.matrix
 

@@ -206,11 +206,8 @@ def beton(path: Path, split: str | None, shard: str = "0/1") -> Path:
     """Write four images as `fastpsl data write --split` does."""
     images = [Sample(f"{i}.jpg", jpeg(photo(i, 20, 24)), i % 2) for i in range(4)]
     record: dict[str, object] = {
-        "source": "photos.npz",
-        "split": split,
-        "shard": shard,
-        "num_total": 4 * int(shard[-1]),
-    }
+        "source": "photos.npz", "split": split, "shard": shard, "num_total": 4 * int(shard[-1]),
+    }  # fmt: skip
     write_beton(images, path, num_samples=4, record=record)
     return path
 

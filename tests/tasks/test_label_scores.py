@@ -35,11 +35,8 @@ def random_labels(num: int, num_classes: int, seed: int) -> np.ndarray:
 
 def nmi_by_hand(a: np.ndarray, b: np.ndarray) -> float:
     num = len(a)
-    of_a, of_b, of_both = (
-        Counter(a.tolist()),
-        Counter(b.tolist()),
-        Counter(zip(a.tolist(), b.tolist(), strict=True)),
-    )
+    of_a, of_b = Counter(a.tolist()), Counter(b.tolist())
+    of_both = Counter(zip(a.tolist(), b.tolist(), strict=True))
     entropies = [-sum(n / num * math.log(n / num) for n in sizes.values()) for sizes in (of_a, of_b)]
     shared = sum(n / num * math.log(n * num / (of_a[x] * of_b[y])) for (x, y), n in of_both.items())
     return 2 * shared / sum(entropies)
@@ -74,9 +71,8 @@ def many_to_one_by_hand(labels: np.ndarray, true: np.ndarray) -> float:
 @pytest.mark.parametrize(("num_classes", "num_true"), [(2, 2), (3, 6), (6, 3), (5, 5), (1, 4), (6, 1)])
 def test_scores_are_those_of_plain_loops(num_classes: int, num_true: int) -> None:
     true = random_labels(60, num_true, 1)
-    labels = np.where(
-        random_labels(60, 2, 2) > 0, true % num_classes, random_labels(60, num_classes, 3)
-    ).astype(np.int32)
+    labels = np.where(random_labels(60, 2, 2) > 0, true % num_classes, random_labels(60, num_classes, 3))
+    labels = labels.astype(np.int32)
     assert nmi(labels, true) == pytest.approx(nmi_by_hand(labels, true), abs=1e-12)
     assert ari(labels, true) == pytest.approx(ari_by_hand(labels, true), abs=1e-12)
     assert hungarian_accuracy(labels, true) == pytest.approx(accuracy_by_hand(labels, true, num_classes))
@@ -171,9 +167,8 @@ def test_as_many_as_imagenet_has() -> None:
     assert nmi(labels, true) == pytest.approx(normalized_mutual_info_score(true, labels))
     together = [(n.astype(float) * (n - 1) / 2).sum() for n in (table, table.sum(0), table.sum(1))]
     expected = together[1] * together[2] / (num * (num - 1) / 2)
-    assert ari(labels, true) == pytest.approx(
-        (together[0] - expected) / ((together[1] + together[2]) / 2 - expected)
-    )
+    most = (together[1] + together[2]) / 2
+    assert ari(labels, true) == pytest.approx((together[0] - expected) / (most - expected))
 
 
 def test_entropies_within_classes() -> None:
@@ -202,11 +197,8 @@ def figures_of(labels: np.ndarray, num_classes: int) -> dict[str, float | None]:
 
 
 def test_figures_are_those_of_plain_loops() -> None:
-    labels, previous, true = (
-        random_labels(400, 30, 1) // 2,
-        random_labels(400, 30, 2),
-        random_labels(400, 5, 3),
-    )
+    labels, previous = random_labels(400, 30, 1) // 2, random_labels(400, 30, 2)
+    true = random_labels(400, 5, 3)
     previous[:300] = labels[:300]
     labels[::2] = true[::2]
     figures = label_figures(labels, previous, true, 30, seed=4)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastpsl.engine.distributed import World, gather_objects, on_any_rank, sum_over_ranks
+from fastpsl.engine.distributed import gather_objects, on_any_rank, sum_over_ranks
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.resume import find_checkpoint, open_folder
@@ -22,6 +22,7 @@ from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.nt_xent import nt_xent
 from fastpsl.tasks.pseudo_labels.k_means import k_means
 from fastpsl.tasks.pseudo_labels.store import LabelStore
+from tests.engine.steps import rank_of
 from tests.engine.tiny import TinyNet, noise_batch, part_of
 from tests.slow import slow
 from tests.threaded_world import results_of_threads
@@ -29,10 +30,6 @@ from tests.threaded_world import results_of_threads
 WORLDS = pytest.mark.parametrize("num_ranks", [8, 64])
 NUM, CLASSES, GLOBAL_BATCH = 1000, 7, 128
 CPU = torch.device("cpu")
-
-
-def world_of(rank: int, num_ranks: int) -> World:
-    return World(rank, num_ranks, rank, num_ranks, CPU)
 
 
 def share(tensor: Tensor, rank: int, num_ranks: int) -> Tensor:
@@ -139,7 +136,7 @@ def clusters(rank: int, num_ranks: int) -> tuple[Tensor, Tensor]:
     """Return the labels of a rank's rows, and the centroids."""
     rows = torch.nn.functional.normalize(torch.randn(256, 4, generator=torch.Generator().manual_seed(1)))
     own = share(rows, rank, num_ranks)
-    labels, centroids, _ = k_means(own, rows[:5].clone(), 3, world_of(rank, num_ranks))
+    labels, centroids, _ = k_means(own, rows[:5].clone(), 3, rank_of(rank, num_ranks))
     return labels, centroids
 
 
@@ -153,7 +150,7 @@ def test_k_means_of_many_ranks_is_that_of_one(num_ranks: int) -> None:
 
 def resumed(folder: Path, rank: int, num_ranks: int) -> tuple[str, str | None, int, list[Any], bool]:
     """Return what a rank resumes: its folder, the checkpoint and its step; and what ranks tell each other."""
-    world, options = world_of(rank, num_ranks), PretrainOptions(out=folder)
+    world, options = rank_of(rank, num_ranks), PretrainOptions(out=folder)
     with open_folder("tiny", options, world) as chosen:
         checkpoint, state, _ = find_checkpoint(options, world, chosen, {"lr": 1}, {"workers": 2})
         assert state is not None

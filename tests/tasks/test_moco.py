@@ -2,11 +2,13 @@
 
 import copy
 import io
+import itertools
 import math
 from collections import deque
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.models.backbone import Backbone
@@ -41,6 +43,7 @@ from fastpsl.tasks.contrastive.moco import (
 )
 from fastpsl.tasks.contrastive.simclr import drawn, side_by_side
 from tests.engine.exact_signals import signal_at_question
+from tests.engine.steps import assert_alike, make_step, plain_sgd, rank_of, snapshot
 from tests.engine.tiny import TinyNet, noise_batch, one_process, part_of, tiny_run
 from tests.programs import digests, newest_checkpoint
 from tests.warm import results_of_ranks
@@ -61,14 +64,7 @@ def make_train_step(
     task: MoCo, stage: int = 1, world: World | None = None, precision: str = "fp32"
 ) -> TrainStep:
     torch.manual_seed(0)
-    backbone = TinyNet()
-    head = task.head(3, backbone.channels[STAGES[stage].last_block - 1])
-    blocks = StageBlocks(backbone, STAGES[stage])
-    module = StageModule(blocks, head, task)
-    task.start_stage(STAGES[stage], blocks, head)
-    return TrainStep(
-        module, sgd(module.learning_parameters()), task.views(3), precision, world or one_process()
-    )
+    return make_step(STAGES[stage], task, views=task.views(3), precision=precision, world=world)
 
 
 def batch_of(task: MoCo, number: int, size: int = BATCH) -> Batch:
@@ -300,17 +296,12 @@ def test_the_limits_themselves_are_possible() -> None:
 
 def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
     """Return weights, queue and key encoder after two steps of rate 1 without momentum; BatchNorm in eval."""
-    task = make_task()
-    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    task, world = make_task(), rank_of(rank, world_size)
     torch.manual_seed(0)
-    backbone = TinyNet()
-    head, blocks = task.head(3, 16), StageBlocks(backbone, STAGES[1])
-    module = StageModule(blocks, head, task)
-    module.eval()
-    head.training = True  # so that keys are kept
-    task.start_stage(STAGES[1], blocks, head)
-    optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
-    train_step = TrainStep(module, optimiser, task.views(3), "fp32", world)
+    train_step = make_step(STAGES[1], task, views=task.views(3), world=world, optimiser=plain_sgd)
+    module = train_step.module.eval()
+    module.head.training = True  # so that keys are kept
+    task.start_stage(STAGES[1], module.blocks, module.head)  # whose copy is in eval mode, too
     for number in range(task.num_warm_up_batches(STAGES[1])):
         train_step.warm_up(task.warm_up, part_of(batch_of(task, 100 + number), rank, world_size))
     for number in range(2):
@@ -325,10 +316,7 @@ def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
 
 def test_two_ranks_hold_equal_keys_and_learn_as_one(tmp_path: Path) -> None:
     """The tolerance is 1e-5 of the largest value, because float32 sums have another order."""
-    first, second = results_of_ranks(after_steps, 2, tmp_path)
-    for name, value in after_steps(0, 1).items():
-        assert torch.equal(first[name], second[name]), name
-        assert torch.allclose(first[name], value, atol=1e-5 * float(value.abs().max() + 1)), name
+    assert_alike(results_of_ranks(after_steps, 2, tmp_path), after_steps(0, 1))
 
 
 @pytest.mark.gpu
@@ -339,12 +327,9 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
         seed=0, batch_size=16, queue_size=64, momentum=0.999, temperature=0.2, key_group=4, width=128,
         size_px=64,
     )  # fmt: skip
-    backbone = ResNet("resnet18").to(device).to(memory_format=torch.channels_last)
-    head, blocks = task.head(2, backbone.channels[3]).to(device), StageBlocks(backbone, STAGES[1])
-    module = StageModule(blocks, head, task)
-    task.start_stage(STAGES[1], blocks, head)
-    optimiser = sgd(module.learning_parameters(), decay_biases=True)
-    train_step = TrainStep(module, optimiser, task.views(3), precision, one_process("cuda"))
+    backbone = ResNet("resnet18").to(memory_format=torch.channels_last)
+    train_step = make_step(STAGES[1], task, backbone, views=task.views(3), precision=precision,
+                           world=one_process("cuda"), optimiser=partial(sgd, decay_biases=True))  # fmt: skip
     with Loader(Synthetic(2000), task.views(3), batch_size_per_rank=16, device=device) as loader:
         batches = loader.epoch(0)
         for _ in range(task.num_warm_up_batches(STAGES[1])):
@@ -361,10 +346,7 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
 
 
 def query(
-    frozen_batchnorm: str = "eval",
-    sync: bool = False,
-    reversible: bool = False,
-    batchnorm: Literal["train", "eval"] = "train",
+    frozen_batchnorm: str = "eval", sync: bool = False, reversible: bool = False, batchnorm: Any = "train"
 ) -> tuple[nn.Module, StageBlocks, nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     backbone: Backbone = TinyNet()
@@ -375,10 +357,6 @@ def query(
     blocks = StageBlocks(backbone, make_plan("psl", (1, 1, 1))[1], frozen_batchnorm, batchnorm)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
     return backbone, blocks, head, torch.randn(8, 3, 32, 32)
-
-
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 @pytest.mark.parametrize(
@@ -501,9 +479,8 @@ def by_group_mean(images: Tensor, group_size: int) -> Tensor:
 
 
 def test_an_order_is_a_permutation_of_its_own_seed_epoch_and_step() -> None:
-    orders = [
-        shuffled_order(seed, epoch, step, 64) for seed in (0, 1) for epoch in (0, 1) for step in (0, 1, 2)
-    ]
+    places = itertools.product((0, 1), (0, 1), (0, 1, 2))
+    orders = [shuffled_order(*place, 64) for place in places]
     for order in orders:
         assert order.dtype == np.int64 and sorted(order) == list(range(64))
     assert len({tuple(order) for order in orders}) == len(orders)

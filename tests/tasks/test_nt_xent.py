@@ -23,11 +23,8 @@ from tests.pipelines.memory import printed_by
 from tests.warm import results_of_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
-MASKS = {
-    "all": [True] * 6,
-    "some": [True, False, True, True, False, True],
-    "two": [False, True, False, False, False, True],
-}
+T, N = True, False
+MASKS = {"all": [T] * 6, "some": [T, N, T, T, N, T], "two": [N, T, N, N, N, T]}
 
 
 def embeddings(num: int = 6, width: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -226,9 +223,8 @@ def test_two_ranks_with_unequal_data_have_the_gradients_of_one(tmp_path: Path) -
     assert set(alone) == set(parts[0]) and len(alone) == 4
     for name, reference in alone.items():
         assert torch.equal(parts[0][name], parts[1][name])
-        assert torch.allclose(
-            parts[0][name], reference, rtol=0, atol=1e-5 * float(reference.abs().max() + 1)
-        ), name
+        bound = 1e-5 * float(reference.abs().max() + 1)
+        assert torch.allclose(parts[0][name], reference, rtol=0, atol=bound), name
         assert reference.abs().max() > 0.001 or name.endswith("bias")
 
 

@@ -185,9 +185,8 @@ def test_the_contact_sheet_shows_the_masked_images_and_the_whole() -> None:
     assert sheet.min() >= 0 and sheet.max() <= 1
     whole = view.before_last_op(batch.images[0], batch.draws[0]).float() / 255
     torch.testing.assert_close(sheet[..., 33:], whole)
-    torch.testing.assert_close(
-        normalise(sheet[..., :32], view.mean, view.std, torch.float32), inputs, atol=1e-4, rtol=0
-    )
+    shown = normalise(sheet[..., :32], view.mean, view.std, torch.float32)
+    torch.testing.assert_close(shown, inputs, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("side", [4, 7, 8, 15, 56, 64])
@@ -206,11 +205,8 @@ def test_sides_and_gradients(side: int) -> None:
 def test_of_224_px_there_are_six_doublings_and_halved_widths() -> None:
     decoder = FromVectors(4096, 3, 224)
     assert [type(part) for part in decoder.decode[1:4]] == [nn.BatchNorm2d, nn.ReLU, nn.ConvTranspose2d]
-    widths = [
-        (part.in_channels, part.out_channels)
-        for part in decoder.decode
-        if isinstance(part, nn.ConvTranspose2d)
-    ]
+    layers = [part for part in decoder.decode if isinstance(part, nn.ConvTranspose2d)]
+    widths = [(part.in_channels, part.out_channels) for part in layers]
     assert widths == [(4096, 512), (512, 256), (256, 128), (128, 64), (64, 64), (64, 64), (64, 3)]
 
 
@@ -225,10 +221,8 @@ def test_which_backbones_end_in_vectors(name: str) -> None:
 
 
 def test_colorization_names_the_colours_of_a_quarter_of_the_side() -> None:
-    task, backbone = (
-        Colorization(64, "random_resized", of_vectors=True),
-        make_backbone("alexnet_rotnet", num_channels=1),
-    )
+    task = Colorization(64, "random_resized", of_vectors=True)
+    backbone = make_backbone("alexnet_rotnet", num_channels=1)
     stage = Stage("E", 1, 1, 7, 1)
     head = task.head(1, 4096)
     task.start_stage(stage, StageBlocks(backbone, stage), head)
@@ -364,6 +358,5 @@ def test_the_contact_sheet_shows_pairs_and_the_captions_the_targets(kind: Kind) 
             torch.testing.assert_close(image[0], inputs[2 * i + k], atol=1e-4, rtol=0)
         numbers = [[float(value) for value in line.split()] for line in captions[i].split("\n")]
         assert len(numbers) == 2
-        torch.testing.assert_close(
-            torch.tensor(numbers).flatten(), batch.draws[0][-1]["target"][i], atol=0.0501, rtol=0
-        )
+        target = batch.draws[0][-1]["target"][i]
+        torch.testing.assert_close(torch.tensor(numbers).flatten(), target, atol=0.0501, rtol=0)

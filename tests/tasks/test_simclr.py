@@ -12,10 +12,10 @@ from typing_extensions import override
 from fastpsl.engine.optim.optimisers import lars
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.kernels.filters import Sobel
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.tasks.contrastive.simclr import ProjectionHead, SimCLR
+from tests.engine.steps import make_step
 from tests.engine.tiny import TinyNet, noise_batch, one_process
 
 BATCH = 6
@@ -147,10 +147,7 @@ def test_a_part_of_the_batch_is_never_trained_on() -> None:
 def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:
     torch.manual_seed(0)
     task, place = small_task(), one_process(device)
-    module = StageModule(
-        StageBlocks(TinyNet().to(place.device), stage(2)), task.head(2, 12).to(place.device), task
-    )
-    train_step = TrainStep(module, lars(module.learning_parameters()), task.views(2), precision, place)
+    train_step = make_step(stage(2), task, precision=precision, world=place, optimiser=lars)
     batch = noise_batch(task.views(2), BATCH)
     if device == "cuda":
         batch = batch.to(place.device)

@@ -374,10 +374,8 @@ def epochs(watch: LabelLoss, losses: list[float]) -> list[int]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             figures = watch.end_epoch()
-        assert figures == {
-            "loss_labels": pytest.approx(loss, abs=1e-6),
-            "entropy_labels": pytest.approx(ENTROPY),
-        }
+        expected = {"loss_labels": loss, "entropy_labels": ENTROPY}
+        assert figures == pytest.approx(expected, abs=1e-6)
         warned += [epoch] * len(caught)
         assert all("the second head has not learned the pseudo-labels" in str(w.message) for w in caught)
     return warned

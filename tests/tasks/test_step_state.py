@@ -25,8 +25,7 @@ from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders.memory import ViewMemory
 from fastpsl.pipelines.loader.batch import Batch
 from tests.engine.test_blockwise import experiment_of as of_parts
-from tests.engine.test_stage import CPU
-from tests.engine.tiny import TinyNet, noise_batch, teacher_of, tiny_run
+from tests.engine.tiny import TinyNet, noise_batch, one_process, teacher_of, tiny_run
 from tests.step_recorder import Recorder, Step, differences
 from tests.tasks.test_distill import experiment_of as distilling
 
@@ -46,7 +45,7 @@ def experiment_of(recipe: str, stage: str, values: dict[str, Any]) -> tuple[Expe
     """Return a recipe's experiment with `TinyNet`, the stage's number, and the options."""
     options = recipe_options(recipe, is_sample=True, device="cpu", **values)
     torch.manual_seed(0)
-    experiment, number = stage_experiment(recipe, stage, options, CPU)
+    experiment, number = stage_experiment(recipe, stage, options, one_process())
     channels = experiment.task.views(1)[0].input().num_channels
     backbone = TinyNet()
     read_channels(backbone, channels)
@@ -58,7 +57,7 @@ def built(recipe: str, stage: str, **values: Any) -> tuple[Experiment, TrainStep
     """Return a recipe's experiment with `TinyNet`, and its train step after its warm-up."""
     experiment, number, options = experiment_of(recipe, stage, {"batch_size": SIZE, **values})
     experiment.task.check_data(Synthetic(NUM), options.batch_size)
-    train_step = make_train_step(experiment, number, options, CPU)
+    train_step = make_train_step(experiment, number, options, one_process())
     for seed in range(experiment.task.num_warm_up_batches(experiment.stages[number])):
         train_step.warm_up(experiment.task.warm_up, batch_of(train_step, 100 + seed))
     return experiment, train_step
@@ -119,7 +118,7 @@ def test_a_skipped_step_leaves_queues_without_a_copy(name: str) -> None:
     experiment = QUEUES[name]()
     experiment.task.check_data(Synthetic(NUM), SIZE)
     options = PretrainOptions(epochs=(1,), precision="fp32")
-    train_step = make_train_step(experiment, len(experiment.stages) - 1, options, CPU)
+    train_step = make_train_step(experiment, len(experiment.stages) - 1, options, one_process())
     task, module = experiment.task, train_step.module
     for seed in range(4):
         train_step.warm_up(task.warm_up, batch_of(train_step, seed))

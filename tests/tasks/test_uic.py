@@ -17,20 +17,16 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.optim.schedules import linear_decay
-from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, StageTrainer, pretrain
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.pipelines.embedded.draw_sample import sample_paths
 from fastpsl.pipelines.loader.order import balanced_order
 from fastpsl.pipelines.views import Input
 from fastpsl.tasks.pseudo_labels import uic
@@ -39,7 +35,8 @@ from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify
 from fastpsl.tasks.pseudo_labels.scores import Settling
 from fastpsl.tasks.pseudo_labels.uic import UIC
 from tests.engine.exact_signals import train_until
-from tests.engine.tiny import TinyNet, noise_batch, one_process, tiny_run
+from tests.engine.steps import rank_of
+from tests.engine.tiny import TinyNet, noise_batch, tiny_run
 from tests.programs import digests, epoch_records, newest_checkpoint
 from tests.slow import slow
 from tests.warm import results_of_ranks
@@ -88,9 +85,8 @@ def make_experiment(
     task: UIC, network: Backbone | None = None, epochs: int = 3, lr: float = 0.05
 ) -> Experiment:
     torch.manual_seed(0)
-    return Experiment(
-        task, network or Dropping(), make_plan("end_to_end", (epochs,), num_levels=1), linear_decay(lr)
-    )
+    stages = make_plan("end_to_end", (epochs,), num_levels=1)
+    return Experiment(task, network or Dropping(), stages, linear_decay(lr))
 
 
 def fit(out: Path, task: UIC, stop_at: int | None = None, **options: Any) -> bool:
@@ -133,10 +129,8 @@ def test_empty_classes_were_filled_and_validation_views_differ(whole: tuple[Path
 
 def test_the_first_labels_are_of_batch_statistics_and_draws_of_their_own(tmp_path: Path) -> None:
     task = make_task()
-    experiment, run = (
-        make_experiment(task, TinyNet()),
-        tiny_run(tmp_path, epochs=(3,), max_steps_per_stage=1),
-    )
+    experiment = make_experiment(task, TinyNet())
+    run = tiny_run(tmp_path, epochs=(3,), max_steps_per_stage=1)
     network, expected = copy.deepcopy(experiment.backbone), torch.full((NUM,), -1)
     torch.manual_seed(torch_seed(0, 0))
     head = task.head(1, 16)
@@ -153,9 +147,8 @@ def test_the_first_labels_are_of_batch_statistics_and_draws_of_their_own(tmp_pat
 def test_steps_follow_the_order_that_balances_the_classes(whole: tuple[Path, Watched]) -> None:
     _, task = whole
     for epoch in range(3):
-        indices_shown = [
-            index for indices, _ in task.outputs[epoch * STEPS : (epoch + 1) * STEPS] for index in indices
-        ]
+        outputs = task.outputs[epoch * STEPS : (epoch + 1) * STEPS]
+        indices_shown = [index for indices, _ in outputs for index in indices]
         assert indices_shown == balanced_order(task.epochs[epoch], 0, epoch)[: STEPS * BATCH].tolist()
         counts = np.bincount(task.epochs[epoch][indices_shown], minlength=CLASSES)
         assert counts.min() == counts.max() == NUM // CLASSES
@@ -387,19 +380,11 @@ class Plain(TinyNet):
             part[1] = nn.Identity()  # type: ignore[index, operator]
 
 
-def on_two_ranks(out: Path, rank: int, size: int) -> list[torch.Tensor]:
-    return labels_of_a_run(out, World(rank, size, rank, size, torch.device("cpu")))
-
-
-def labels_of_a_run(out: Path, world: World) -> list[torch.Tensor]:
-    options = PretrainOptions(
-        data=str(sample_paths().train_32), out=out, batch_size=BATCH, epochs=(3,), tensorboard=False,
-        workers=1, checkpoint_minutes=0.0,
-    )  # fmt: skip
-    run, task = Run("tiny", RunData(options, world)), make_task()
+def labels_of_a_run(out: Path, rank: int, size: int) -> list[torch.Tensor]:
+    run = tiny_run(out, rank_of(rank, size), batch_size=BATCH, epochs=(3,), val=None)
+    task = make_task()
     torch.manual_seed(0)  # the same network in every process
-    assert pretrain(make_experiment(task, Plain(), lr=1e-9), run)
-    run.close()
+    assert train_until(None, make_experiment(task, Plain(), lr=1e-9), run)
     return [torch.from_numpy(labels) for labels in task.epochs]
 
 
@@ -411,13 +396,11 @@ def nearly_all_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and float((one == other).float().mean()) > 0.97
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_two_ranks_make_the_labels_of_one(tmp_path: Path) -> None:
     """The network hardly changes, so outputs, every epoch's labels and the checkpoint must be equal."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    expected = labels_of_a_run(tmp_path / "one", one_process())
-    torch.set_num_threads(threads)
-    for labels in results_of_ranks(partial(on_two_ranks, tmp_path / "two"), 2, tmp_path):
+    expected = labels_of_a_run(tmp_path / "one", 0, 1)
+    for labels in results_of_ranks(partial(labels_of_a_run, tmp_path / "two"), 2, tmp_path):
         assert all(nearly_all_equal(first, second) for first, second in zip(labels, expected, strict=True))
     one, two = (newest_checkpoint(tmp_path / name)["task"]["store"]["current"] for name in ("one", "two"))
     assert nearly_all_equal(one, two) and (expected[0] != expected[2]).any()

@@ -98,9 +98,8 @@ def test_selective_search(tmp_path: Path, by_row: bool) -> None:
 
 def test_which_image_is_which(tmp_path: Path) -> None:
     boxes = [np.array([[1, 1, n, n]]) for n in (3, 4, 5)]
-    proposals = opened(
-        NamedImages(*IDS), write_mat(tmp_path / "a.mat", (IDS[1], IDS[2], IDS[0]), boxes=boxes)
-    )
+    path = write_mat(tmp_path / "a.mat", (IDS[1], IDS[2], IDS[0]), boxes=boxes)
+    proposals = opened(NamedImages(*IDS), path)
     assert [proposals.boxes(i).tolist() for i in range(3)] == [[[0, 0, n, n]] for n in (5, 3, 4)]
 
 
@@ -165,9 +164,8 @@ def test_the_drawn_ones(tmp_path: Path) -> None:
     proposals = Proposals([folder / "proposals" / "voc_2007_trainval.mat"], data)
     for i in range(4):
         boxes, objects = proposals.boxes(i), data.objects(i).boxes
-        shared = np.minimum(boxes[:, None, 2:], objects[:, 2:]) - np.maximum(
-            boxes[:, None, :2], objects[:, :2]
-        )
+        ends = np.minimum(boxes[:, None, 2:], objects[:, 2:])
+        shared = ends - np.maximum(boxes[:, None, :2], objects[:, :2])
         areas = [(some[..., 2:] - some[..., :2]).prod(-1) for some in (boxes, objects)]
         overlap = shared.clip(0).prod(-1)
         ious = overlap / (areas[0][:, None] + areas[1] - overlap)

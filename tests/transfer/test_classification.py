@@ -44,6 +44,7 @@ from fastpsl.transfer.classification.task import (
     reinitialise_fc,
 )
 from tests.engine.exact_signals import signal_at_question
+from tests.engine.steps import rank_of
 from tests.engine.tiny import TinyNet, noise_batch, one_process
 from tests.plots.png_pixels import pixels
 from tests.transfer.threads import one_thread
@@ -180,9 +181,8 @@ def test_protocols_are_the_published_ones(name: str, layers: Any) -> None:
     view = crop_view(Input(), 224, protocol.area, protocol.ratio)
     assert view.crop == RandomResizedCrop(224, (0.1, 0.5), (1.0, 1.0)) and view.ops == (Flip(),)
     constants = constants_of(protocol, layers)
-    assert (
-        constants["lr"] == RATES[name, layers][0] and constants["lr_batch"] == 16 and "all" not in constants
-    )
+    assert constants["lr"] == RATES[name, layers][0]
+    assert constants["lr_batch"] == 16 and "all" not in constants
 
 
 def test_a_protocol_may_be_shorter() -> None:
@@ -235,9 +235,8 @@ def opened(
         if isinstance(part, nn.BatchNorm2d):
             part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
     stage = Stage("voc", 1, 1, 5, 0, 3)
-    experiment = Experiment(
-        task, backbone, (stage,), step_drops(0.1, (1,)), open=both, batchnorm="eval", clip_norm=10.0
-    )
+    named: dict[str, Any] = {"open": both, "batchnorm": "eval", "clip_norm": 10.0}
+    experiment = Experiment(task, backbone, (stage,), step_drops(0.1, (1,)), **named)
     values = {"out": out, "batch_size": 4, "tensorboard": False, "workers": 1, "decoder": "pillow"} | options
     run = Run("tiny", RunData(TrainingOptions(**values), world, both))  # type: ignore[arg-type]
     try:
@@ -278,7 +277,7 @@ def test_scores_are_the_sums_of_ten_crops(voc: Path, tmp_path: Path) -> None:
 
 def in_a_process(root: Path, folder: Path, rank: int, size: int) -> None:
     for num in (7, 39):
-        world = World(rank, size, rank, size, torch.device("cpu"))
+        world = rank_of(rank, size)
         with opened(root, folder / str(num), world, num) as (task, run, train_step):
             for buffer in train_step.module.buffers() if rank else ():
                 buffer.add_(1)  # because each rank has its own statistics, and rank 0's count
@@ -471,7 +470,6 @@ def test_the_figure_grows_with_the_classes(tmp_path: Path) -> None:
     heights = []
     for num in (1, 20):
         numbers = {"mAP": 50.0} | {f"AP_class {i}": 5.0 * i for i in range(num)}
-        heights.append(
-            pixels(draw_classes(numbers, tmp_path / f"{num}.png", "classification/sslpp")).shape[0]
-        )
+        path = draw_classes(numbers, tmp_path / f"{num}.png", "classification/sslpp")
+        heights.append(pixels(path).shape[0])
     assert heights[1] > 2 * heights[0]

@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from fastpsl.engine import dataset_pass
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World
-from fastpsl.engine.optim.optimisers import sgd
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
+from fastpsl.engine.train_step import DTYPES, TrainStep
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.embedded.draw_voc import draw_voc
@@ -33,6 +31,7 @@ from fastpsl.transfer.detection.protocols import PROTOCOLS, DetectionProtocol
 from fastpsl.transfer.detection.task import Detection, mirrored, scaled
 from fastpsl.transfer.image_input import normalised, padded, resized, resized_sides
 from fastpsl.transfer.segmentation.task import Segmentation
+from tests.engine.steps import make_step, plain_sgd, rank_of
 from tests.engine.tiny import TinyNet, one_process
 from tests.transfer.threads import one_thread
 from tests.warm import results_of_ranks
@@ -59,13 +58,8 @@ def opened(root: Path, protocol: DetectionProtocol = SMALL, seed: int = 3, **val
 def train_step_of(task: Detection, world: World, lr: float = 0.0) -> TrainStep:
     """Return what experiment.make_train_step makes, with the same weights every time."""
     torch.manual_seed(1)
-    stage, head = task.stage(), task.head(1, 16)
-    blocks = StageBlocks(task.backbone, stage, batchnorm=task.protocol.batchnorm)
-    task.start_stage(stage, blocks, head)
-    module = StageModule(blocks, head, task)  # type: ignore[arg-type]
-    return TrainStep(
-        module, sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0), (), "fp32", world
-    )
+    batchnorm, optimiser = task.protocol.batchnorm, plain_sgd
+    return make_step(task.stage(), task, task.backbone, world=world, optimiser=optimiser, batchnorm=batchnorm)
 
 
 def batch_of(task: Detection, indices: list[int], epoch: int = 0) -> AnnotatedBatch:
@@ -105,9 +99,8 @@ def test_whole_images_are_seen_as_crops_are(channels: str) -> None:
     input = Input.usual(channels, 32)
     image = torch.randint(0, 256, (3, 21, 34), dtype=torch.uint8)
     view = center_view(input, 32)
-    draws = [
-        {k: torch.from_numpy(v) for k, v in d.items()} for d in view.draw(Keys(0, 0, np.zeros(1, np.int64)))
-    ]
+    drawn = view.draw(Keys(0, 0, np.zeros(1, np.int64)))
+    draws = [{k: torch.from_numpy(v) for k, v in d.items()} for d in drawn]
     result = normalised(image, input)
     assert result.shape == (input.num_channels, 21, 34) and result.dtype == torch.float32
     assert torch.equal(result, view.apply(image[None], draws, torch.float32)[0])
@@ -292,7 +285,7 @@ def test_published_proposals_of_the_test_are_those_of_the_resized_image(devkit: 
 
 
 def in_a_process(root: Path, folder: Path, rank: int, size: int) -> list[dict[str, Tensor]]:
-    world = World(rank, size, rank, size, torch.device("cpu"))
+    world = rank_of(rank, size)
     detect(root, folder / "two", world)
     return [learned(root, world), learned_together(root, world)]
 

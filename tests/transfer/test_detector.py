@@ -49,9 +49,8 @@ def bound(
     backbone: Backbone, protocol: DetectionProtocol, num_classes: int = 3
 ) -> tuple[StageBlocks, Detector]:
     last = layout_of(backbone).last_block
-    blocks = StageBlocks(
-        backbone, Stage("d", 1, protocol.first_learning, last, 0, 1), batchnorm=protocol.batchnorm
-    )
+    stage = Stage("d", 1, protocol.first_learning, last, 0, 1)
+    blocks = StageBlocks(backbone, stage, batchnorm=protocol.batchnorm)
     detector = Detector(backbone, protocol, num_classes)
     detector.bind(blocks)
     return blocks, detector
@@ -188,9 +187,8 @@ def test_alexnet_learns_as_fast_r_cnn_in_plain_loops() -> None:
     nn.init.normal_(detector.roi_heads.box_predictor.bbox_pred.weight, std=0.1)
     images, targets = images_and_targets()
     image, target = images[0], targets[0]
-    proposals = torch.tensor(
-        [[12.0, 10, 62, 66], [0, 0, 40, 40], [90, 0, 128, 20], [60, 50, 118, 96], [30, 30, 90, 90]]
-    )
+    rows = [[12.0, 10, 62, 66], [0, 0, 40, 40], [90, 0, 128, 20], [60, 50, 118, 96], [30, 30, 90, 90]]
+    proposals = torch.tensor(rows)
     losses = detector.losses([image], [target], [proposals])
     assert set(losses) == {"loss_classifier", "loss_box_reg"}
 
@@ -375,9 +373,8 @@ def test_fixed_batchnorm_and_frozen_blocks_stay_bit_for_bit() -> None:
     images, targets = images_and_targets()
     module = StageModule(blocks, detector, None)  # type: ignore[arg-type]
     module.train()
-    optimiser = torch.optim.SGD(
-        [p for _, p in module.learning_parameters() if p.requires_grad], lr=0.1, weight_decay=1e-2
-    )
+    parameters = [p for _, p in module.learning_parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(parameters, lr=0.1, weight_decay=1e-2)
     for _ in range(2):
         sum(detector.losses(images, targets).values()).backward()  # type: ignore[union-attr]
         optimiser.step()

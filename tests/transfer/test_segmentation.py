@@ -34,15 +34,10 @@ from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
 from fastpsl.pipelines.views import Input
 from fastpsl.plots.detections import Shown, draw_masks
 from fastpsl.transfer.segmentation.fcn import FCN32s, network_of
-from fastpsl.transfer.segmentation.task import (
-    ScaledCrop,
-    Segmentation,
-    confusion,
-    mask_losses,
-    mask_scores,
-)
+from fastpsl.transfer.segmentation.task import ScaledCrop, Segmentation, confusion, mask_losses, mask_scores
 from tests.collectives import FakeRanks
 from tests.engine.exact_signals import signal_at_question
+from tests.engine.steps import rank_of
 from tests.engine.tiny import one_process
 from tests.transfer.threads import one_thread
 from tests.warm import results_of_ranks
@@ -56,9 +51,8 @@ def annotated(height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return an image and its mask: red is the class, 1 left and 2 right; green rises downwards."""
     mask = torch.ones(height, width, dtype=torch.uint8)
     mask[:, width // 2 :] = 2
-    image = torch.stack(
-        [mask * 100, (torch.arange(height) * 255 // height)[:, None].repeat(1, width), mask * 0]
-    )
+    shades = torch.arange(height) * 255 // height
+    image = torch.stack([mask * 100, shades[:, None].repeat(1, width), mask * 0])
     return image.to(torch.uint8), mask
 
 
@@ -90,10 +84,8 @@ def test_a_resized_mask_has_the_classes_at_the_middles_of_its_pixels(side: int) 
     middles = [int((place + 0.5) * side / 12) for place in range(12)]
     expected = mask[middles][:, middles].tolist()
     mirrored = [row[::-1] for row in expected]
-    found = [
-        ScaledCrop(12, (1.0, 1.0), 1.0)(mask[None].repeat(3, 1, 1), mask, keys(index))[1].tolist()
-        for index in range(8)
-    ]
+    crop, image = ScaledCrop(12, (1.0, 1.0), 1.0), mask[None].repeat(3, 1, 1)
+    found = [crop(image, mask, keys(index))[1].tolist() for index in range(8)]
     assert expected in found and mirrored in found and all(one in (expected, mirrored) for one in found)
 
 
@@ -275,18 +267,15 @@ def run_of(
 ) -> Iterator[tuple[Experiment, Run]]:
     experiment = experiment_of(root, lr)
     values = {"batch_size": 2, "workers": 1, "tensorboard": False, "checkpoint_minutes": 0.0} | options
-    run = Run(
-        "voc",
-        experiment.open_data(TrainingOptions(data=str(root), out=out, **values), world),
-        experiment.science,
-    )
+    options = TrainingOptions(data=str(root), out=out, **values)
+    run = Run("voc", experiment.open_data(options, world), experiment.science)
     yield experiment, run
     run.close()
 
 
 def in_a_process(folder: Path, name: str, rank: int, size: int) -> None:
     """Train without learning, and for one step."""
-    world, root = World(rank, size, rank, size, torch.device("cpu")), folder / "VOCdevkit"
+    world, root = rank_of(rank, size), folder / "VOCdevkit"
     with run_of(root, folder / name, world) as (experiment, run):
         assert pretrain(experiment, run)
     with run_of(root, folder / f"{name}-step", world, LR, max_steps_per_stage=1) as (experiment, run):
@@ -410,9 +399,8 @@ def test_training_crops_are_draws_of_seed_epoch_and_image(tmp_path: Path) -> Non
     crop = ScaledCrop(24, (0.5, 2.0), 0.75)
     task = Segmentation(TwoHeads(), Input(), crop)
     with VOC(root, ("2012_train",), "masks") as voc:
-        data: Any = SimpleNamespace(
-            train=voc, options=SimpleNamespace(seed=3), annotated_loader=lambda read: read
-        )
+        options = SimpleNamespace(seed=3)
+        data: Any = SimpleNamespace(train=voc, options=options, annotated_loader=lambda read: read)
         read: Any = task.train_loader(data)
         shown = []
         for index in range(3):
@@ -425,9 +413,8 @@ def test_training_crops_are_draws_of_seed_epoch_and_image(tmp_path: Path) -> Non
         assert len(set(shown)) == len(shown)
         whole = Segmentation(TwoHeads(), Input()).train_loader(data)
         image, target = whole(1, 0)  # type: ignore[operator]  # the stand-in returns the reader itself
-        assert torch.equal(image, read_image(voc, 1)) and torch.equal(
-            target["mask"], torch.from_numpy(voc.mask(1))
-        )
+        assert torch.equal(image, read_image(voc, 1))
+        assert torch.equal(target["mask"], torch.from_numpy(voc.mask(1)))
 
 
 def test_long_images_are_read_within_four_times_the_crop() -> None:

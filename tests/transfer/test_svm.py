@@ -5,6 +5,7 @@ import json
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,10 +157,8 @@ def test_cross_validation_is_vissls(tmp_path: Path) -> None:
     train, test = (normalised_by_hand(file) for file in (work.train, work.test))
     signs = np.where(work.train_targets == 1, 1, -1)
     assert (work.train_targets == -1).sum() > 5
-    means = [
-        cross_val_score(plain_svc(cost), train, signs, cv=3, scoring="average_precision").mean()
-        for cost in COSTS_TRIED
-    ]
+    score: Any = partial(cross_val_score, cv=3, scoring="average_precision")
+    means = [score(plain_svc(cost), train, signs).mean() for cost in COSTS_TRIED]
     outcome = work.outcome()
     assert outcome["cross_validated"] == pytest.approx(means, abs=1e-9) and len(set(means)) > 1
     assert outcome["cost"] == COSTS_TRIED[int(np.argmax(means))]
@@ -231,9 +230,8 @@ def test_each_number_of_shots_has_draws_of_its_own() -> None:
     targets = np.array([1, 0, 0, -1] * 50, np.int8)
     for k in (1, 2, 4):
         random, (rows, signs) = np.random.default_rng((7, 3, 5, k)), few(targets, k, 4, (7, 3, 5))
-        drawn = [
-            random.choice(np.flatnonzero(targets == value), num, False) for value, num in ((1, k), (0, 3 * k))
-        ]
+        pairs = ((1, k), (0, 3 * k))
+        drawn = [random.choice(np.flatnonzero(targets == value), num, False) for value, num in pairs]
         assert rows.tolist() == np.concatenate(drawn).tolist() and signs.tolist() == [1] * k + [-1] * 3 * k
 
 
