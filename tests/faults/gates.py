@@ -470,6 +470,7 @@ def _open_beton(path: Path) -> object:
     beton = path.with_suffix("") if path.suffix == ".json" else path
     _, decoder = _DATASET_FILES.get(path.stem, ("", "pillow"))
     faults = list(verify(beton, 1))
+    assert all(str(beton) in fault and "\n" not in fault for fault in faults), faults
     try:
         reading = read(beton, decoder if decoder in DECODERS else "pillow")
     except ValueError:
