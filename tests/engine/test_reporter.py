@@ -43,7 +43,7 @@ STAGE = make_plan("psl", (1, 1, 1))[0]
 
 
 def reporter(
-    folder: Path, log_steps: int = 3, resumed: int = 0, *, wandb: bool = False, **of_world: int
+    folder: Path, log_steps: int = 3, resumed: int = 0, *, wandb: bool = False, **of_world: Any
 ) -> Reporter:
     return Reporter(
         folder, replace(one_process(), **of_world), batch_size=4, log_steps=log_steps,

@@ -204,8 +204,8 @@ def test_each_has_a_reason_and_is_told_if_it_was_asked_for() -> None:
             ("fold frozen", words, True),
         ]
     of_no_views = list(reasons_of(train_step, stage, (), options, ()))
-    words = ["off: asked for", "off: CUDA graphs need CUDA", "on: asked for"]
-    assert [value for _, value, _ in of_no_views] == words
+    expected = ["off: asked for", "off: CUDA graphs need CUDA", "on: asked for"]
+    assert [value for _, value, _ in of_no_views] == expected
 
 
 def test_what_is_slower_than_the_machine_could_be_is_told() -> None:

@@ -267,8 +267,8 @@ def run_of(
 ) -> Iterator[tuple[Experiment, Run]]:
     experiment = experiment_of(root, lr)
     values = {"batch_size": 2, "workers": 1, "tensorboard": False, "checkpoint_minutes": 0.0} | options
-    options = TrainingOptions(data=str(root), out=out, **values)
-    run = Run("voc", experiment.open_data(options, world), experiment.science)
+    data = experiment.open_data(TrainingOptions(data=str(root), out=out, **values), world)
+    run = Run("voc", data, experiment.science)
     yield experiment, run
     run.close()
 
