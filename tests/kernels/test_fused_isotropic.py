@@ -112,8 +112,8 @@ def test_images_of_several_sizes_in_one_piece_of_memory(before: int) -> None:
         begin += image.size
     memory = torch.empty(begin, dtype=torch.uint8)  # pages that nothing touches take no memory
     memory[before:] = torch.from_numpy(np.concatenate(pixels))
-    source, begins, cuts = (each.to(DEVICE) for each in (memory, torch.tensor(places), torch.tensor(boxes)))
-    out = fused.crop_ragged(source, begins, cuts, size, 92)
+    on_device = torch.tensor(places).to(DEVICE), torch.tensor(boxes).to(DEVICE)
+    out = fused.crop_ragged(memory.to(DEVICE), on_device[0], on_device[1], size, 92)
     assert_same(out.cpu().numpy(), np.stack(expected))
 
 
