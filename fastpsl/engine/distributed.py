@@ -149,14 +149,15 @@ def _new_name(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
     store.set(f"start-{rank}", uuid.uuid4().hex)
     deadline = time.monotonic() + timeout_s
     while True:
-        # What another rank has set may be of its earlier start. Then that rank computes another name.
+        # It waits for all of them, as long as the store does. What another rank has set may be of its earlier
+        # start. Then that rank computes another name.
         starts = store.multi_get([f"start-{other}" for other in range(size)])
         name = sha256_of_bytes(b"".join(starts))
         store.set(f"{name}-{rank}", "")
         try:
             store.wait([f"{name}-{other}" for other in range(size)], timedelta(seconds=_LOOK_AGAIN_S))
             return name
-        except RuntimeError:  # not all have come to this name yet
+        except RuntimeError:  # not all have come to this name yet; a lost store fails in `multi_get` again
             if time.monotonic() > deadline:
                 raise
 
@@ -186,7 +187,8 @@ def highest_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """
     (rank, size), distance = place_among_ranks(), 1
     # After k messages a rank knows the values of the 2^k ranks up to it. So N ranks need ⌈log2 N⌉ hops in
-    # sequence, where an all-reduce by Gloo's ring has 2 (N - 1).
+    # sequence, where an all-reduce by Gloo's ring has 2 (N - 1). It may meet a rank twice, which changes no
+    # highest value, but would change a sum.
     while distance < size:
         others = torch.empty_like(values)
         # All ranks send at once, and each would wait for another one to receive.
@@ -207,7 +209,7 @@ def gather_objects(world: World, value: Any) -> list[Any]:
     """Return every rank's `value`, any picklable object, in the order of the ranks."""
     values = [value] * world.size
     if world.size > 1:
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value)  # over Gloo: torch takes the CPU's backend where there is one
     return values
 
 

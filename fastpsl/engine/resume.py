@@ -25,7 +25,8 @@ from fastpsl.pipelines.interface.identity import not_compared, same_data
 from fastpsl.pipelines.views import ViewSpec
 
 # The options whose "auto" keeps the choice of a stage's start when it resumes, even if a later version or
-# another GPU would choose differently: compiled, fused and folded computations round differently.
+# another GPU would choose differently: compiled, fused and folded computations round differently. A replayed
+# graph does not, so `graph` may change.
 AUTOMATIC = ("compile", "augment_backend", "fold_frozen", "decoder")
 _OLD_VALUES = {"fold_frozen": {False: "off", True: "on"}}  # of earlier checkpoints
 
@@ -133,7 +134,7 @@ def lock_folder(folder: Path) -> TextIO:
         # Opened without a cut, because it may hold the name of the machine that is at work.
         file = open(folder / ".lock", "a+")  # noqa: SIM115  (held open by the caller)
     for is_last in (False, True):  # `fastpsl runs` holds it for an instant
-        if try_lock(file) is not False:
+        if try_lock(file) is not False:  # None is of a file system without locks, where runs go on without
             break
         if is_last:
             file.close()
@@ -263,6 +264,7 @@ def refuse_incomplete(path: Path, state: dict[str, Any]) -> None:
             summary, "stage", "level", "num_steps", "num_steps_planned", "seconds", "val"
         ):
             raise ValueError(f"{path} is no whole checkpoint (a finished stage {why}): {_OLDER}")
+    # One more between a stage's end and the next one's beginning.
     if (finished := len(position["summaries"])) - position["stage"] not in (0, 1):
         raise ValueError(
             f"{path} is no whole checkpoint (position: 'stage' is {position['stage']} after {finished} "

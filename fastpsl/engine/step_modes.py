@@ -437,6 +437,7 @@ class StepGraphs:
                 return steps.compute(static, num_batches)
         why, replay, proof = "", None, None
         launch = lambda: steps.compute(static, num_batches)
+        # Exchanges are what a replay may miss. Who asked for captured steps gets them without the proof.
         if self._world.size > 1 and not self._choice.must:
             try:
                 proof = Proof(self._device, steps.written())

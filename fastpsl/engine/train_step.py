@@ -293,6 +293,7 @@ class TrainStep:
             for name, pair in metrics.items():
                 totals[name] = totals.get(name, 0) + torch.stack(pair).double()
         self.module.train()
+        # In one order on all ranks, because all have the same task and equally many batches.
         pairs = {name: sum_over_ranks(self.world, total).tolist() for name, total in totals.items()}
         return {name: float(value / count) for name, (value, count) in pairs.items() if count}
 

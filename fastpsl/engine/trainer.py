@@ -74,7 +74,7 @@ def next_on_all_ranks(batches: Iterator[One], world: World, save: Callable[[], s
     failure: ValueError | OSError | None = None
     try:
         batch = next(batches)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError) as error:  # any other is a fault of ours, which ends this rank at once
         failure = error
     # A rank that began the step alone would wait in its exchange of gradients for the one without a batch.
     if not on_any_rank(world, failure is not None):
@@ -150,7 +150,7 @@ def _save_start(experiment: Experiment, run: Run) -> None:
 
 def tell_shared_images(experiment: Experiment, run: Run) -> None:
     """Tell how many validation images are learned from, and note the number for the summaries; on rank 0."""
-    if run.data.val is None or run.world.rank:
+    if run.data.val is None or run.world.rank:  # the others wait for rank 0 in what all call next
         return
     shared = shared_images(run.data.val, experiment.task.learned(run.data.train))
     run.num_shared = shared.num
@@ -203,6 +203,7 @@ class StageTrainer:
                     run.data.train, self.views, train=True
                 )
                 self.loader = loader = stack.enter_context(opened)
+                # Batches that fill no whole step are left out, as images that fill no batch are.
                 self.steps_per_epoch = loader.num_steps // run.options.accumulate
                 self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
                 self.end_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
@@ -347,6 +348,7 @@ class StageTrainer:
                     # Not earlier: `batches` begins in the first step, and drops another epoch that waits.
                     if number == 0 and goes_on:
                         self._begin(position.first_epoch + epoch + 1)
+                    # After the last step a stop counts later: the stage's end is saved and summed up first.
                     if self.safepoint.after_step(is_first=is_first, is_last=position.step == self.end_step):
                         return False
                     is_first = False
@@ -386,7 +388,8 @@ class StageTrainer:
             self._tell_gap(time.perf_counter() - self.ended_s)
             self.ended_s = None
         with progress.span(f"{step_words}{building}", early=is_first):
-            # A step that has begun is not saved if its data fail: BatchNorm has seen the first batch.
+            # A step that has begun is not saved if its data fail: BatchNorm has seen the first batch. Its
+            # rank ends in the error, and the others as they do when a rank has gone.
             rest = itertools.islice(batches, options.accumulate - 1)
             metrics = self.train_step.step(itertools.chain([first], rest), lr, options.accumulate)
         position.step += 1

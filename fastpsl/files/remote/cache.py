@@ -38,7 +38,8 @@ _SHARE_OF_DISK = 0.8  # of what is free, where no bound is given; the rest is le
 # larger share would give up more of what is needed again (not measured).
 _SHARE_AT_ONCE = 32
 _OPEN_LIMIT_S = 30.0  # for the lock, which others hold while they make room: some seconds at most (a guess)
-# 24 bytes. `time` is in seconds since 1970, which 32 bits hold until 2106.
+# 24 bytes, aligned, so that other processes see an old or a new number, never a half. `time` is in seconds
+# since 1970, which 32 bits hold until 2106.
 _PART = np.dtype([("start", "<i8"), ("stop", "<i8"), ("time", "<u4")], align=True)
 _IS_OPEN = 1 << 40  # the lock of every process that has the file open, beyond all parts
 _NAME = "data.beton"  # not the remote file's, which may be too long, or end as a list of parts does
@@ -118,6 +119,7 @@ class Cache:
         """Allocate the disk's space for a part, and give up the parts unused for longest if there is none."""
         start, stop = file.parts[part].tolist()
         with self._locked(limit_s):
+            # Counted anew, because other processes take room, too: three calls of stat for each file.
             too_many = self.num_bytes() + stop - start - self.max_bytes
             if too_many > 0:
                 freed = self._give_up(too_many + self.max_bytes // _SHARE_AT_ONCE)
@@ -140,6 +142,7 @@ class Cache:
         num_freed = 0
         try:
             for table in self._files.glob("*/*.parts"):
+                # None that is being opened: `open` holds the cache's lock, as the caller does.
                 if not (table.with_suffix("").exists() and table.stat().st_size):
                     shutil.rmtree(table.parent, ignore_errors=True)  # of a process that was killed meanwhile
                     continue
@@ -186,7 +189,9 @@ class CachedFile(Uncopyable):
         # folder's name has a digest of the parts.
         self._table["start"], self._table["stop"] = parts.T
         self._locks = PartLocks(self._table_fd)
-        self._locks.try_shared(_IS_OPEN)  # so that nobody removes the files, even when they have no part
+        # So that nobody removes the files, even when they have no part. It cannot fail: whoever wants it
+        # alone has the cache's lock, too (`_Evictable.close`).
+        self._locks.try_shared(_IS_OPEN)
 
     def is_present(self, part: int) -> bool:
         """Return whether the bytes of a part are there. They stay only if the part is held or claimed."""
@@ -223,7 +228,7 @@ class CachedFile(Uncopyable):
 
     def close(self) -> None:
         """Close the files, which ends all holds."""
-        self.__dict__.pop("_table", None)
+        self.__dict__.pop("_table", None)  # which unmaps it; there is none where `_open` has failed
         for fd in (self.fd, self._table_fd):
             if fd >= 0:
                 os.close(fd)
@@ -252,6 +257,7 @@ class _Evictable(Uncopyable):
 
     def close(self) -> None:
         """Close the file, and remove it if it is empty and nobody has it open."""
+        # Still true below: only who holds `_IS_OPEN` sets a time, and then the lock is refused.
         is_empty = not self.table["time"].any()
         del self.table
         if is_empty and self._locks.try_exclusive(_IS_OPEN):

@@ -192,7 +192,7 @@ class Fetcher:
                         raise
                     self.num_bytes += page.num_bytes
                     return
-            elif time.monotonic() > deadline or self._left.is_set():
+            elif time.monotonic() > deadline or self._left.is_set():  # then nobody waits for the text
                 raise RemoteDataError(
                     f"{file.remote.address}: another process of this machine does not bring a part that it "
                     "has begun; look for a process that hangs"
@@ -240,7 +240,8 @@ class Fetcher:
         return persistently(read, remote.address, self.limit_s, self._left)
 
     def _wait_for(self, page: int, fetch: _Fetch) -> None:
-        # Another thread tries for `limit_s`, perhaps after others before it in the queue: half as long again.
+        # Another thread tries for `limit_s`, perhaps after others before it in the queue: half as long again
+        # (not measured). The loader's own limit may come first.
         deadline = time.monotonic() + 1.5 * self.limit_s
         while not fetch.done.wait(0.1):  # in short waits, to notice `leave`
             if self._left.is_set() or time.monotonic() > deadline:

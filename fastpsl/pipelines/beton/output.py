@@ -313,6 +313,7 @@ class Output:
         """Add an image."""
         assert self.file is not None
         num_bytes = len(image.data)
+        # An empty shard takes an image of any size, which nothing else could hold.
         if self.shard_bytes and self.file.num_samples and not self.file.has_room(num_bytes, self.shard_bytes):
             self._end_shard(is_last=False)
             self.file = BetonFile(self._begun(len(self.whole)), self.max_samples, self.page_bytes)
@@ -347,6 +348,7 @@ class Output:
 
     def _count(self, what: str) -> None:
         self.num_done += 1
+        # `Stored.how`, BAD and SMALL are the ends of WriteReport's names.
         setattr(self.report, f"num_{what}", getattr(self.report, f"num_{what}") + 1)
 
     def _sync(self) -> None:
@@ -378,6 +380,7 @@ class Output:
         height, width, mode, how, num_bytes, checksum, *num_clipped = image
         data = self.file.next_data(num_bytes)
         stored = Stored(data, height, width, mode, how, *num_clipped)
+        # Added before it is compared: a refusal ends the writing, and with it all that was counted.
         if len(data) != num_bytes or self._add(name, label, stored) != checksum:
             raise self._refuse(self.file.file.partial)
 
@@ -424,6 +427,7 @@ class Output:
         """Finish the last file, publish all under their final names, and return the counts of all."""
         if self.file is not None:
             self._end_shard(is_last=True)
+        # In any order: until the journal is gone, the same command with --resume does all of this again.
         self.bad.publish()
         self.small.publish()
         num, finals = len(self.whole), list[Path]()

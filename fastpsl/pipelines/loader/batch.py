@@ -75,7 +75,7 @@ class Batch:
     extra: dict[str, Tensor] = field(default_factory=dict)
     variant: int = 0
 
-    if not TYPE_CHECKING:
+    if not TYPE_CHECKING:  # a type checker would allow any name after it
 
         def __getattr__(self, name: str) -> NoReturn:
             """Explain why a batch within a step lacks a field (`of_step`)."""
@@ -105,7 +105,7 @@ class Batch:
         """Return this batch as a task's `loss` sees it: without `epoch`, `step` and `bad`."""
         batch = copy.copy(self)
         for name in _OUT_OF_REACH:
-            vars(batch).pop(name, None)
+            vars(batch).pop(name, None)  # no default of the class shows through: `bad` has a factory
         return batch
 
     @override
@@ -139,7 +139,7 @@ class Batch:
         """
         draws = [
             draw
-            for ops, of_view in zip(self.ops, self.draws, strict=False)
+            for ops, of_view in zip(self.ops, self.draws, strict=False)  # made by hand, it may have no ops
             for op, draw in zip(ops, of_view, strict=True)
             if isinstance(op, kind)
         ]
@@ -211,6 +211,7 @@ class Batch:
 
     def _with(self, images: list[Tensor], small: Sequence[Tensor], moved: Sequence[Tensor]) -> "Batch":
         """Return this batch with other images, and with moved[i] in place of small[i]."""
+        # By identity: tensors compare by values, and one in two fields stays one.
         new = {id(tensor): moved_tensor for tensor, moved_tensor in zip(small, moved, strict=True)}
 
         def moved_ones(named: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -193,6 +193,7 @@ class Loader(Uncopyable):
             self.order = f"quasi_random, {lanes} lanes"
         # Before the decoder opens: `resident` reads all of the data then.
         prepare_fetching(data, timeout_s, prefetch_batches, is_random=train and self._quasi_random is None)
+        # A subset has no pages of its own to fetch ahead (`remote_pages`), but waits for those of its data.
         self._is_local = remote_pages(data.data if isinstance(data, Subset) else data) is None
         # Of its own, so that a copy does not wait for the steps that are queued on the current one.
         copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -345,6 +346,7 @@ class Loader(Uncopyable):
     ) -> Generator[Batch, None, None]:
         # Local names, because the module's globals may be gone when the interpreter's exit closes this.
         wait, is_finalizing = futures.wait, sys.is_finalizing
+        # At the first `next`: an iterator that nobody begins must not end the epoch that is being read.
         self._present = present = self._taken(epoch, first_step, own_order)
         try:
             present.start(self, self.prefetch_batches)
@@ -369,7 +371,8 @@ class Loader(Uncopyable):
                 self._present = None
             if present.readahead is not None:
                 present.readahead.leave()  # a thread may wait for a page, and the lines below for the thread
-            # For the batches in flight, so that the caller may close the data right after.
+            # For the batches in flight, so that the caller may close the data right after. A closed engine
+            # has waited already; threads that hang for longer are left alone.
             if not (self._engine.closed or is_finalizing()):
                 wait([pending.done for pending in present.pending], self.timeout_s)
             # After them, because they read the parts that this gives back.
@@ -397,7 +400,7 @@ class Loader(Uncopyable):
         Args:
             limit_s: The longest wait for the threads, in seconds; by default `timeout_s`.
         """
-        self._leave_next()
+        self._leave_next()  # of the present epoch, threads still read what is prefetched: some batches
         self._engine.close(self.timeout_s if limit_s is None else limit_s)
 
     def __del__(self, is_exiting: Callable[[], bool] = sys.is_finalizing) -> None:
