@@ -169,12 +169,15 @@ class Fetcher:
                 del self._fetches[page]
                 fetch.done.set()
                 return
+        error: Exception | None = None
         try:
             self._bring(self._pages[page])
-        except Exception as error:  # noqa: BLE001 - raised in `wait`
-            fetch.error = error
-        # Both under the lock, so that either this thread or `_give_back` ends the hold, and not both.
+        except Exception as failure:  # noqa: BLE001 - raised in `wait`
+            error = failure
+        # All under the lock, so that either this thread or `_give_back` ends the hold, and not both. And `_asked`
+        # replaces a failed fetch only after this thread is done with it.
         with self._lock:
+            fetch.error = error
             fetch.done.set()
             if not fetch.is_wanted:
                 self._end(page, fetch)
@@ -190,7 +193,8 @@ class Fetcher:
                     except BaseException:
                         file.give_back(part)
                         raise
-                    self.num_bytes += page.num_bytes
+                    with self._lock:  # several threads add to it
+                        self.num_bytes += page.num_bytes
                     return
             elif time.monotonic() > deadline or self._left.is_set():  # then nobody waits for the text
                 raise RemoteDataError(
