@@ -174,8 +174,8 @@ class Fetcher:
             self._bring(self._pages[page])
         except Exception as failure:  # noqa: BLE001 - raised in `wait`
             error = failure
-        # All under the lock, so that either this thread or `_give_back` ends the hold, and not both. And `_asked`
-        # replaces a failed fetch only after this thread is done with it.
+        # All under the lock: this thread or `_give_back` ends the hold, and not both, and `_asked` replaces a
+        # failed fetch only after this thread is done with it.
         with self._lock:
             fetch.error = error
             fetch.done.set()
