@@ -12,7 +12,7 @@ from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.resume import choose_folder, lock_folder
 from fastpsl.scripts import local_ranks
 from fastpsl.scripts.launch import launch, print_warnings_once
-from tests.engine.test_gpu_failures import launched
+from tests.engine.test_gpu_failures import code_of
 from tests.engine.tiny import tiny_recipe
 from tests.programs import interpreted
 
@@ -51,7 +51,7 @@ def test_a_full_disk_is_named_with_what_to_do_and_where_it_goes_on(
 ) -> None:
     path = tmp_path / "checkpoints" / "step-00000003.pt" if named else tmp_path
     error = OSError(errno.ENOSPC, "No space left on device", *([str(path)] if named else []))
-    assert launched(tmp_path, error, monkeypatch, checkpoint_steps=1) == EXIT_USER_ERROR
+    assert code_of(tmp_path, error, monkeypatch, checkpoint_steps=1) == EXIT_USER_ERROR
     output = capsys.readouterr().err
     assert "Traceback" not in output and output.splitlines()[-1] == (
         f"tiny: {path}: cannot be written (No space left on device); free some space or choose another disk; "
@@ -63,7 +63,7 @@ def test_a_file_that_cannot_be_read_is_no_matter_of_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = PermissionError(errno.EACCES, "Permission denied", "/data/train.beton")
-    assert launched(tmp_path, error, monkeypatch) == EXIT_USER_ERROR
+    assert code_of(tmp_path, error, monkeypatch) == EXIT_USER_ERROR
     assert capsys.readouterr().err.endswith("tiny: [Errno 13] Permission denied: '/data/train.beton'\n")
 
 
