@@ -38,7 +38,8 @@ PARTS = {*(f"worth {name}" for name in (*TABLES, "sets", "commands", "chart", "s
 LABELS = (1, 5, 10, 50)
 COLUMNS = (*(str(num) for num in LABELS), "all labels", "fine-tuned")
 _DECIDES = 10  # labels a class
-# The chart's rows: of several, the arm that is best on images of the search.
+# The chart's rows, once all seeds are there: of several, the arm that is best on images of the search.
+_SEEDS = 3
 _SHOWN = {
     "labels alone": ("labels alone",), "from scratch": ("SimCLR psl", "rotation psl"),
     "published": ("published, 160 px",), "distilled": ("distilled",), "continued": ("continued",),
@@ -226,8 +227,8 @@ def chart_words(results: Mapping[str, Record]) -> dict[str, Any]:
     for name in SETS:
         rows = {row.name: row for row in rows_of(name, results)}
         for shown, names in _SHOWN.items():
-            known = [rows[each] for each in names if each in rows and str(_DECIDES) in rows[each].values]
-            if known:
+            known = [row for row in map(rows.get, names) if row and len(row.values[str(_DECIDES)]) == _SEEDS]
+            if len(known) == len(names):
                 best = max(known, key=lambda row: row.on_search)
                 panels.setdefault(name, []).append(_dot(shown, best.values[str(_DECIDES)]))
     title = f"A classifier with {_DECIDES} labels a class: top-1 in %"
@@ -237,14 +238,13 @@ def chart_words(results: Mapping[str, Record]) -> dict[str, Any]:
     ]
     return {
         "title": title, "panels": panels, "ticks": [*range(0, 101, 20)],
-        "about": "Dots: means over seeds. Lines: 95 % intervals.",
+        "about": f"Dots: means over {_SEEDS} seeds. Lines: 95 % intervals.",
         "description": f"{title}. {'; '.join(spoken)}.",
     }  # fmt: skip
 
 
 def _dot(name: str, values: Sequence[float]) -> dict[str, Any]:
-    interval = t_interval(values, CONFIDENCE) if len(values) > 1 else None
-    return {"name": name, "mean": statistics.fmean(values), "interval": interval}
+    return {"name": name, "mean": statistics.fmean(values), "interval": t_interval(values, CONFIDENCE)}
 
 
 def _render(kind: str, **words: Any) -> str:
