@@ -2,7 +2,6 @@
 
 import copy
 import os
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.console.offered import named_arguments
-from fastpsl.console.words import at_home, number_of, worded
+from fastpsl.console.words import at_home, number_of, warn
 from fastpsl.evaluation.options import given_input
 from fastpsl.evaluation.protocols import applied, block_number
 from fastpsl.files.paths import WEIGHTS, require_path
@@ -237,7 +236,7 @@ def load(
     loaded = load_pretrained(os.fspath(weights), backbone, input)
     if loaded.record["assumed"]:
         # Three decorators stand between this and the caller.
-        warnings.warn(worded(f"the input of weights is assumed: {loaded}"), stacklevel=5)
+        warn(f"the input of weights is assumed: {loaded}", stacklevel=5)
     return Model(loaded, size_px)
 
 

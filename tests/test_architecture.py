@@ -37,7 +37,7 @@ FLAT = {"__init__", "cli", *API}
 MAX_LINES = {"recipes": 120, "fastpsl": 600}
 MIN_LINES = 60
 # Lines of code. A change may lower them, or raise them with a row in CONTRIBUTING.md: what paid for it.
-MOST_CODE = {"fastpsl": 48_056, "tests": 62_099, "bench": 7_901}
+MOST_CODE = {"fastpsl": 48_046, "tests": 62_103, "bench": 7_901}
 OPTIONAL = (
     "datasets", "pyarrow", "fsspec", "s3fs", "gcsfs", "aiohttp", "huggingface_hub", "ffcv", "nvidia",
     "wandb", "apex", "safetensors", "onnxruntime", "pycocotools", "torchmetrics", "timm", "IPython",

@@ -39,7 +39,6 @@ LABELS = (1, 5, 10, 50)
 COLUMNS = (*(str(num) for num in LABELS), "all labels", "fine-tuned")
 _DECIDES = 10  # labels a class
 # The chart's rows, once all seeds are there: of several, the arm that is best on images of the search.
-_SEEDS = 3
 _SHOWN = {
     "labels alone": ("labels alone",), "from scratch": ("SimCLR psl", "rotation psl"),
     "published": ("published, 160 px",), "distilled": ("distilled",), "continued": ("continued",),
@@ -225,10 +224,11 @@ def chart_words(results: Mapping[str, Record]) -> dict[str, Any]:
     """Return the words of the chart: a panel for each set, with a row for each way to a classifier."""
     panels = dict[str, list[dict[str, Any]]]()
     for name in SETS:
+        num_seeds = len(read_plan(PLANS / f"worth-{name}.json").seeds)
         rows = {row.name: row for row in rows_of(name, results)}
         for shown, names in _SHOWN.items():
-            known = [row for row in map(rows.get, names) if row and len(row.values[str(_DECIDES)]) == _SEEDS]
-            if len(known) == len(names):
+            known = [rows[each] for each in names if each in rows]
+            if [len(row.values.get(str(_DECIDES), ())) for row in known] == [num_seeds] * len(names):
                 best = max(known, key=lambda row: row.on_search)
                 panels.setdefault(name, []).append(_dot(shown, best.values[str(_DECIDES)]))
     title = f"A classifier with {_DECIDES} labels a class: top-1 in %"
@@ -238,7 +238,7 @@ def chart_words(results: Mapping[str, Record]) -> dict[str, Any]:
     ]
     return {
         "title": title, "panels": panels, "ticks": [*range(0, 101, 20)],
-        "about": f"Dots: means over {_SEEDS} seeds. Lines: 95 % intervals.",
+        "about": "Dots: means over seeds. Lines: 95 % intervals.",
         "description": f"{title}. {'; '.join(spoken)}.",
     }  # fmt: skip
 

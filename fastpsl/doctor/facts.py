@@ -16,11 +16,8 @@ from fastpsl.scripts import distribution
 
 def facts(device: torch.device) -> dict[str, Any]:
     """Return what the machine is, as plain values."""
-    versions = [
-        f"fastpsl {distribution.version()}",
-        f"torch {torch.__version__}",
-        f"numba {version_of('numba')}",
-    ]
+    versions = [f"fastpsl {distribution.version()}", f"torch {torch.__version__}"]
+    versions.append(f"numba {version_of('numba')}")
     cores = usable_cores()
     found: dict[str, Any] = {"date": datetime.now(timezone.utc).date().isoformat(), "cores": cores}
     if device.type == "cuda":

@@ -227,9 +227,8 @@ def bottleneck(measured: Measurements) -> Bottleneck | None:
             reason = "the network: the data is not on this machine"
         return Bottleneck("read", stage.name, f"{waits} for {reason} ({stage.loader:,.0f} images/s)")
     if measured.copy is not None and measured.copy < 1.1 * stage.loader:
-        return Bottleneck(
-            "copy", stage.name, f"{waits} for copies to the GPU ({measured.copy:,.0f} images/s)"
-        )
+        text = f"{waits} for copies to the GPU ({measured.copy:,.0f} images/s)"
+        return Bottleneck("copy", stage.name, text)
     text = f"{waits} for decoding ({stage.loader:,.0f} images/s by {measured.decoder})"
     if stage.loader >= stage.synthetic:
         text = f"{waits}: decoding needs the {number_of(measured.num_cores, 'core')} on which the step runs"

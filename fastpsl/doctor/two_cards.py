@@ -115,13 +115,8 @@ def _losses(way: Sequence[str], world: World) -> tuple[list[float], bool]:
 def _rate(world: World) -> float:
     """Return a rank's images/s of jigsaw, end to end."""
     batch_size, num_steps = _TIMED[world.device.type]
-    words = [
-        *NETWORK[world.device.type],
-        "--plan",
-        "end_to_end",
-        "--batch-size",
-        str(batch_size * world.size),
-    ]
+    network = NETWORK[world.device.type]
+    words = [*network, "--plan", "end_to_end", "--batch-size", str(batch_size * world.size)]
     with opened_stage("jigsaw", words, "E", world) as bench:
         bench.seconds, bench.min_steps = 0.0, num_steps
         bench.step_ms(1)

@@ -109,6 +109,17 @@ def test_the_page_has_what_the_scores_give(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("num_beside", [0, 1, 4, 8, 100])
+def test_a_way_is_charted_once_all_its_seeds_are_there(num_beside: int) -> None:
+    record: dict[str, Any] = {**RECORDS["worth-clothes"], "training": []}
+    record["beside"] = record["beside"][::-1][:num_beside]
+    panels = worth.chart_words({"worth-clothes": record})["panels"]
+    names = [one["name"] for one in record["beside"]]
+    ways = (("labels alone", "labels alone"), ("published", "published, 160 px"))
+    whole = [way for way, name in ways if names.count(name) == 3]
+    assert [row["name"] for row in panels.get("clothes", ())] == whole
+
+
 COMMANDS = re.findall(r"^fastpsl ((?:.*\\\n)*.*)$", PAGE.read_text(), re.MULTILINE)
 
 

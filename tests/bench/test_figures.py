@@ -187,13 +187,8 @@ def test_bars_are_as_long_as_the_results_say() -> None:
 
 def test_the_chart_of_training_is_of_a_file_with_a_peer() -> None:
     def row(whose: dict[str, Any], rate: float) -> dict[str, Any]:
-        return {
-            "recipe": None,
-            "stage": None,
-            "precision": "bf16",
-            "median": rate,
-            "values": [rate] * 3,
-        } | whose
+        of_all = {"recipe": None, "stage": None, "precision": "bf16"}
+        return of_all | {"median": rate, "values": [rate] * 3} | whose
 
     ours = {"recipe": "simclr", "trained_by": "training"}
     result: dict[str, Any] = {

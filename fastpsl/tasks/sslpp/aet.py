@@ -51,7 +51,7 @@ class AET(Proxy):
         """Return the mean squared error over the targets from features [2 * B, C, h, w]."""
         assert isinstance(head, AETHead)
         constant = None if head.training else _errors(head.mean_target, batch)
-        return mean_of_valid(_errors(head(features).float(), batch), batch.indices >= 0, constant)
+        return mean_of_valid(self.features_losses(features, head, batch), batch.indices >= 0, constant)
 
     @override
     def features_losses(self, features: Tensor, head: nn.Module, batch: Batch) -> Tensor:
